@@ -1,0 +1,1 @@
+"""Attention mathematics in plain torch, readable next to the papers. Imports nothing of ComfyUI."""

@@ -1,0 +1,151 @@
+"""Style Enhancement Attention Control (ZePo section 4.2), one self-attention layer at a time.
+
+The target's queries attend to groups of tokens: the source picture, the references, and (below strength 1) itself.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Stands for ln(0): far below any logit, yet finite, so that attention computed in chunks never meets -inf - -inf.
+LOG_ZERO = -1e4
+EXTRA_CHANNELS = 8  # fused attention kernels want head sizes in multiples of 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tokens that one picture offers to the target's queries.
+
+    features: [rows, tokens, channels], input of to_k (and of to_v unless `values` is given)
+    scale:    the style enhancement coefficient lambda, for the keys only
+    share:    relative attention mass, a number or [rows, queries] where it varies over the picture
+    weights:  [rows, tokens], mass of each token within the group; None for equal ones
+    """
+
+    features: torch.Tensor
+    scale: float = 1.0
+    share: float | torch.Tensor = 1.0
+    weights: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceShare:
+    """How much attention a reference asks for: p = `share` in [0, 1], a factor, and an optional mask [rows, queries]."""
+
+    share: float = 0.5
+    gain: float = 1.0
+    mask: torch.Tensor | None = None
+
+
+def group_shares(strength: float, references: Sequence[ReferenceShare]) -> tuple[float, float | torch.Tensor, list]:
+    """Shares of (self, source, references): 1 - s, s(1 - p) and s*p for a single unmasked reference.
+
+    Several references weigh p/(1-p) each against the source's 1. A reference with p = 1 displaces everything
+    but its likes where its mask is 1. The shares add up to 1 at every query.
+    """
+    displaced: float | torch.Tensor = 1.0
+    for reference in references:
+        if reference.share == 1:
+            displaced = displaced * (1 - _mask(reference))
+    weights = [displaced]
+    for reference in references:
+        room = 1.0 if reference.share == 1 else displaced * reference.share / (1 - reference.share)
+        weights.append(room * reference.gain * _mask(reference))
+    total = sum(weights)
+    # The common factor is taken first, so that equal weights give exactly equal shares.
+    source, *others = [strength * (weight / total) for weight in weights]
+    return 1 - strength, source, others
+
+
+def _mask(reference: ReferenceShare) -> float | torch.Tensor:
+    return 1.0 if reference.mask is None else reference.mask
+
+
+def present(groups: Sequence[Group]) -> list[Group]:
+    """Groups without those whose share is zero everywhere."""
+    return [group for group in groups if torch.is_tensor(group.share) or group.share > 0]
+
+
+def joint_keys(groups: Sequence[Group]) -> torch.Tensor:
+    """Equation (8): K_sr = Concat(K_src, lambda * K_ref), before the projection.
+
+    to_k has no bias in these UNets, so to_k(lambda * f) = lambda * to_k(f). Returns [rows, tokens, channels].
+    """
+    return torch.cat([group.features if group.scale == 1 else group.scale * group.features for group in groups], 1)
+
+
+def joint_values(groups: Sequence[Group]) -> torch.Tensor:
+    """Equation (8): V_sr = Concat(V_src, V_ref), before the projection; lambda does not touch values."""
+    return torch.cat([group.features if group.values is None else group.values for group in groups], 1)
+
+
+def joint_unscaled_keys(groups: Sequence[Group]) -> torch.Tensor:
+    """As `joint_keys` without lambda, for a to_k with bias: `scale_keys` applies it after the projection."""
+    return torch.cat([group.features for group in groups], 1)
+
+
+def scale_keys(keys: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+    """Equation (8) after the projection: lambda times the keys of each group. keys: [rows, tokens, channels]."""
+    sizes = [group.features.shape[1] for group in groups]
+    return torch.cat([part if group.scale == 1 else group.scale * part
+                      for part, group in zip(keys.split(sizes, 1), groups)], 1)
+
+
+def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
+    """ln(share) (+ ln of the token's weight) for the logits of equation (9), in float32.
+
+    With `per_group` a group's share is divided among its tokens, so that its size stops mattering; otherwise each
+    token gets its group's share, as in the paper. Returns [rows or 1, queries or 1, tokens], or None when every
+    token gets the same bias, which the softmax ignores.
+    """
+    shares = []
+    for group in groups:
+        size = group.features.shape[1]
+        total = 1.0
+        if per_group:
+            total = size if group.weights is None else group.weights.sum(1, keepdim=True)
+        shares.append((group.share, total, size))
+    plain = all(not torch.is_tensor(share) for share, _, _ in shares) and all(group.weights is None for group in groups)
+    if plain and len({share / total for share, total, _ in shares}) <= 1:
+        return None
+
+    device = groups[0].features.device
+    parts = []
+    for group, (share, total, size) in zip(groups, shares):
+        mass = torch.as_tensor(share, dtype=torch.float32, device=device)
+        mass = mass[..., None] if mass.ndim else mass.view(1, 1, 1)
+        if group.weights is None:
+            mass = (mass / total).expand(-1, -1, size)
+        else:
+            mass = mass * (group.weights.float() / total)[:, None]
+        parts.append(mass.log().clamp_min(LOG_ZERO))
+    rows, queries = (max(part.shape[axis] for part in parts) for axis in (0, 1))
+    return torch.cat([part.expand(rows, queries, -1) for part in parts], -1)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: torch.Tensor | None, attention) -> torch.Tensor:
+    """Equations (9) and (10) with a bias on the logits: softmax(Q K^T / sqrt(d) + bias) V.
+
+    q: [rows, queries, heads * d], k and v: [rows, tokens, heads * d]; bias as from `logit_bias`.
+    `attention(q, k, v, **options)` is the host's attention function; it takes `mask` or `scale`.
+    A bias that is the same for every query travels in extra channels, since masks rule out the fastest kernels.
+    """
+    if bias is None:
+        return attention(q, k, v)
+    if bias.shape[1] > 1:
+        return attention(q, k, v, mask=bias.to(q.dtype).expand(q.shape[0], -1, -1))
+    size = q.shape[-1] // heads
+    q, k, v = (x.unflatten(-1, (heads, size)) for x in (q, k, v))
+    wanted = (bias[:, 0] * math.sqrt(size)).expand(k.shape[0], -1)
+    high = wanted.to(k.dtype)
+    low = (wanted - high.float()).to(k.dtype)  # what rounding took, in a channel of its own
+    carrier = torch.stack([high, low], -1)[:, :, None].expand(-1, -1, heads, -1)
+    none = EXTRA_CHANNELS - 2
+    k = torch.cat([k, carrier, k.new_zeros(*k.shape[:3], none)], -1)
+    q = torch.cat([q, q.new_ones(*q.shape[:3], 2), q.new_zeros(*q.shape[:3], none)], -1)
+    v = torch.cat([v, v.new_zeros(*v.shape[:3], EXTRA_CHANNELS)], -1)
+    out = attention(*(x.flatten(-2) for x in (q, k, v)), scale=size**-0.5)
+    return out.unflatten(-1, (heads, size + EXTRA_CHANNELS))[..., :size].flatten(-2)

@@ -1,0 +1,23 @@
+"""What the user drags. One file per node: schema, argument checks, one call down."""
+
+from comfy_api.latest import ComfyExtension
+
+from .consistency_feature_extract import ConsistencyFeatureExtract
+from .seac_patch import SEACPatch
+from .token_merge import TokenMerge
+
+# In the order of the menu. DemoModelLoader, from .demo_model_loader, goes first.
+NODES = [
+    ConsistencyFeatureExtract,
+    TokenMerge,
+    SEACPatch,
+]
+
+
+class Atelier(ComfyExtension):
+    async def get_node_list(self):
+        return list(NODES)
+
+
+def extension() -> Atelier:
+    return Atelier()
