@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
+
+    python3 atelier.py stylize [--content F] [--style F] [--output F] ...   stylize a portrait (--help lists all)
+    python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
+    python3 atelier.py test [PYTEST ARGUMENTS]                             all tests
+    python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
+    python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
+
+The first call sets everything up in .atelier/ beside this file: a virtual environment with torch, and ComfyUI.
+COMFYUI_PATH=FOLDER uses your own ComfyUI instead (with the Python in COMFYUI_PYTHON; without that, the one in the
+folder's venv or .venv, else this one). With --server, stylize uses a running ComfyUI and sets nothing up.
+"""
+# The set-up and the dispatch are here; headless/ holds what talks to ComfyUI. Both use the standard library only and
+# run in the Python that was called: what needs torch runs in a child process with the environment's Python. So
+# `stylize --server` works without the environment, and this file works before there is one.
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+if sys.version_info < (3, 10):
+    sys.exit("atelier.py needs Python 3.10 to 3.13, and this is %d.%d: call it with a newer one, as "
+             "python3.12 atelier.py" % sys.version_info[:2])
+
+from headless.client import Client  # noqa: E402
+from headless.environment import HOME, command, environment  # noqa: E402
+from headless.errors import AtelierError, ServerError  # noqa: E402
+from headless.progress import Display  # noqa: E402
+from headless.server import LocalServer, free_port, require_free, stop_group  # noqa: E402
+from headless.stylize import add_arguments, stylize  # noqa: E402
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise AtelierError(f"{message} (see {self.prog} --help)")
+
+
+def run_stylize(arguments: list, display: Display) -> int:
+    arguments, extra = split(arguments)
+    parser = Parser("atelier.py stylize", description="Stylize a portrait. What follows -- goes to ComfyUI.",
+                    allow_abbrev=False)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+
+    @contextlib.contextmanager
+    def start(checkpoint_folder):
+        env = environment(display)
+        port = free_port()
+        # Folders of this run only: two calls at once would empty a shared temp folder for each other.
+        with tempfile.TemporaryDirectory(dir=HOME, prefix="run-", ignore_cleanup_errors=True) as folder:
+            more = ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+            for name in ("input", "output", "temp"):
+                (Path(folder) / name).mkdir()
+                more += [f"--{name}-directory", str(Path(folder) / name)]
+            if checkpoint_folder:
+                paths = Path(folder) / "checkpoint.yaml"
+                paths.write_text(json.dumps({"given": {"checkpoints": str(checkpoint_folder), "is_default": True}}))
+                more += ["--extra-model-paths-config", str(paths)]
+            words = env.comfyui_command(port, more + extra)
+            log = HOME / "logs" / "comfyui.log"
+            with LocalServer(words, f"http://127.0.0.1:{port}", env.comfyui, log, env.variables) as server:
+                yield server
+
+    path = stylize(options, start, display)
+    display.clear()
+    print(path)
+    return 0
+
+
+def run_serve(arguments: list, display: Display) -> int:
+    arguments, extra = split(arguments)
+    parser = Parser("atelier.py serve", description="ComfyUI with this pack. What follows -- goes to ComfyUI.",
+                    allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=8188, help="port at 127.0.0.1 (default: %(default)s)")
+    port = parser.parse_args(arguments).port
+    require_free(port)
+    env = environment(display)
+    words = env.comfyui_command(port, extra)
+    display.clear()
+    process = subprocess.Popen(words, cwd=env.comfyui, env=env.variables, start_new_session=True)
+    client, ready = Client(f"http://127.0.0.1:{port}"), False
+    try:
+        while process.poll() is None:
+            if not ready:
+                with contextlib.suppress(ServerError):
+                    client.version()
+                    ready = True
+                    print(f"\nPortrait Atelier is ready: {client.url} (Ctrl-C stops it)\n", flush=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1 if ready else 0.3)
+    finally:
+        stop_group(process)
+    raise AtelierError(f"ComfyUI ended with code {process.returncode}; its last lines are above")
+
+
+def run_test(arguments: list, display: Display) -> int:
+    """tests/browser gets a process of its own: its driver leaves an event loop running that other tests trip over."""
+    env = environment(display, tests=True)
+    if env.run("-c", "import pytest"):
+        raise AtelierError(f"{env.python} has no pytest: run {env.python} -m pip install -r {ROOT / 'requirements-test.txt'}")
+    tests, browser = ROOT / "tests", ROOT / "tests" / "browser"
+    paths, options = [], []
+    for word in arguments:
+        found = next((path for path in (Path(word).absolute(), ROOT / word) if below(path, tests)), None)
+        paths, options = (paths + [str(found)], options) if found else (paths, options + [word])
+    layers = {
+        "main": [path for path in paths or [str(tests)] if not below(path, browser)],
+        "browser": [path for path in paths if below(path, browser)],
+    }
+    if browser.is_dir() and str(tests) in layers["main"]:
+        layers["browser"] = [str(browser)]
+    if layers["browser"] and not have_chromium(display) and os.environ.get("CI"):
+        raise AtelierError("chromium is missing, and CI must not skip tests/browser: install it with apt-get install chromium")
+    codes, reports = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, chosen in layers.items():
+            if chosen:
+                report = Path(folder) / f"{name}.xml"
+                skip = [f"--ignore={browser}"] if name == "main" else []
+                codes.append(env.run("-m", "pytest", f"--junit-xml={report}", *skip, *options, *chosen))
+                if report.exists():
+                    reports += xml.etree.ElementTree.parse(report).iter("testsuite")
+    print(summary(reports), flush=True)
+    # pytest's code 5 says that no test was selected: fine for one of the two.
+    return max([code for code in codes if code != 5], default=5)
+
+
+def below(path, folder: Path) -> bool:
+    """Whether `path` (maybe with pytest's ::test) exists in `folder` or is it."""
+    path = Path(str(path).split("::")[0])
+    return path.exists() and path.resolve().is_relative_to(folder)
+
+
+def summary(reports: list) -> str:
+    """One line in pytest's form for all its processes together."""
+    count = {key: sum(float(suite.get(key, 0)) for suite in reports)
+             for key in ("tests", "failures", "errors", "skipped", "time")}
+    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
+    words = {"failed": count["failures"], "passed": passed, "skipped": count["skipped"], "errors": count["errors"]}
+    told = ", ".join(f"{number:.0f} {word}" for word, number in words.items() if number) or "no tests ran"
+    return f"===== all layers together: {told} in {count['time']:.2f}s ====="
+
+
+def have_chromium(display: Display) -> bool:
+    """Whether there is a chromium for the browser tests, after installing it where that is missing and allowed."""
+    if not shutil.which("chromium") and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        try:
+            for words in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+                command(display, f"chromium: apt-get {words[0]}", ["apt-get", *words], "install chromium yourself")
+        except AtelierError as error:
+            display.say(f"atelier.py: {error}")
+    return bool(shutil.which("chromium"))
+
+
+def run_bench(arguments: list, display: Display) -> int:
+    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if named and arguments[0] not in known:
+        raise AtelierError(f"no benchmark {arguments[0]!r}: there are {', '.join(known) or 'none'} in {ROOT / 'benchmarks'}")
+    env = environment(display)
+    names, arguments = (arguments[:1], arguments[1:]) if named else (known, arguments)
+    return max([env.run(ROOT / "headless" / "pack.py", f"benchmarks.{name}", *arguments) for name in names], default=0)
+
+
+def run_train_demo(arguments: list, display: Display) -> int:
+    return environment(display).run(ROOT / "headless" / "pack.py", "demo.train", *arguments)
+
+
+def split(arguments: list) -> tuple:
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1:]
+
+
+COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-demo": run_train_demo}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def main(arguments: list) -> int:
+    """Run one command. Exit codes: 0 done, 2 a bad call or a failed step (one line on stderr), 130 interrupted."""
+    for name in ("SIGTERM", "SIGHUP"):  # ending by these cleans up as Ctrl-C does
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+    display = Display()
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(__doc__)
+            return 0 if arguments else 2
+        if arguments[0] not in COMMANDS:
+            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:], display)
+    except (AtelierError, OSError) as error:
+        display.say(f"atelier.py: {error}")
+        return 2
+    except KeyboardInterrupt:
+        display.say("atelier.py: interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
