@@ -140,3 +140,114 @@ def difference(a, b) -> float:
 @pytest.fixture(scope="session")
 def apart():
     return difference
+
+
+class Trace:
+    """Listens to the modules themselves: what every self-attention layer got and gave, call by call.
+
+    calls: [{"slots", "sigma", "layers": {layer: {"queries": input of to_q, "norm": output of norm1, "out": input of to_out}}}]
+    """
+
+    def __init__(self, model):
+        self.unet, self.calls, self.handles = model.model.diffusion_model, [], []
+        self.modules = {}
+        parts = [("input", self.unet.input_blocks), ("middle", [self.unet.middle_block]), ("output", self.unet.output_blocks)]
+        for part, blocks in parts:
+            for number, block in enumerate(blocks):
+                for module in block:
+                    for index, layer in enumerate(getattr(module, "transformer_blocks", [])):
+                        self.modules[part, number, index] = layer
+
+    def __enter__(self):
+        def begin(module, args, kwargs):
+            options = kwargs.get("transformer_options", {})
+            self.calls.append({"slots": options.get("cond_or_uncond"), "sigma": options.get("sigmas"), "layers": {}})
+
+        self.handles.append(self.unet.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, layer in self.modules.items():
+            self.handles += [
+                layer.norm1.register_forward_hook(lambda m, a, out, name=name: self.put(name, "norm", out)),
+                layer.attn1.to_q.register_forward_pre_hook(lambda m, a, name=name: self.put(name, "queries", a[0])),
+                layer.attn1.to_out.register_forward_pre_hook(lambda m, a, name=name: self.put(name, "out", a[0])),
+            ]
+        return self
+
+    def put(self, name, key, value):
+        self.calls[-1]["layers"].setdefault(name, {})[key] = value.double()
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+
+
+class Literal:
+    """Equations (6) to (10) of the paper in float64, written out, on the UNet alone: no ComfyUI sampling, none of our code."""
+
+    def __init__(self, studio, negative=True):
+        self.model = studio.model
+        self.prompts = [studio.positive, *([studio.negative] if negative else [])]
+
+    def features(self, latent, seed=0, timestep=99):
+        """(6) z_t = sqrt(abar) z0 + sqrt(1 - abar) eps;  (7) f = eps_theta(z_t, t, c): {slot: {layer: [images, tokens, C]}}."""
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        abar = torch.cumprod(1 - betas, 0)[timestep]
+        z0 = self.model.model.latent_format.process_in(latent.double())
+        eps = random(1, *latent.shape[1:], seed=seed).double()
+        zt = (abar.sqrt() * z0 + (1 - abar).sqrt() * eps).float()
+        bank = {}
+        for slot, prompt in enumerate(self.prompts):
+            context = prompt[0][0].expand(len(zt), -1, -1)
+            extra = {}
+            if self.model.model.diffusion_model.num_classes is not None:
+                height, width = latent.shape[-2] * 8, latent.shape[-1] * 8
+                extra["y"] = self.model.model.encode_adm(pooled_output=prompt[0][1]["pooled_output"], height=height, width=width,
+                                                         device="cpu").expand(len(zt), -1)
+            with Trace(self.model) as trace:
+                self.model.model.diffusion_model(zt, torch.full((len(zt),), float(timestep)), context=context,
+                                                 transformer_options={}, **extra)
+            bank[slot] = {layer: seen["norm"] for layer, seen in trace.calls[0]["layers"].items()}
+        return bank
+
+    def attention(self, layer, queries, groups):
+        """(8) K = [lambda_g K_g], V = [V_g];  (9) A = softmax(Q K^T / sqrt(d));  (10) phi = A V, for one row.
+
+        queries: [tokens, C]; groups: [(features [tokens, C], lambda)].
+        """
+        attn = layer.attn1
+        q = torch.nn.functional.linear(queries, attn.to_q.weight.double())
+        bias = None if attn.to_k.bias is None else attn.to_k.bias.double()
+        k = torch.cat([lam * torch.nn.functional.linear(f, attn.to_k.weight.double(), bias) for f, lam in groups])
+        v = torch.cat([torch.nn.functional.linear(f, attn.to_v.weight.double()) for f, _ in groups])
+        heads, d = attn.heads, q.shape[-1] // attn.heads
+        out = []
+        for h in range(heads):
+            cut = slice(h * d, (h + 1) * d)
+            a = torch.softmax(q[:, cut] @ k[:, cut].T / d**0.5, dim=-1)
+            out.append(a @ v[:, cut])
+        return torch.cat(out, -1)
+
+    def worst(self, trace, controlled):
+        """Largest relative error over all calls, layers and rows.
+
+        controlled(call index, sigma, layer, slot, target) -> groups of `attention`, or None for plain self-attention.
+        """
+        worst = 0.0
+        for number, call in enumerate(trace.calls):
+            for name, seen in call["layers"].items():
+                rows = len(seen["queries"]) // len(call["slots"])
+                for row, queries in enumerate(seen["queries"]):
+                    slot, target = call["slots"][row // rows], row % rows
+                    groups = controlled(number, float(call["sigma"][0]), name, slot, target) or [(queries, 1.0)]
+                    expected = self.attention(trace.modules[name], queries, groups)
+                    worst = max(worst, difference(seen["out"][row], expected))
+        return worst
+
+
+@pytest.fixture(scope="session")
+def trace():
+    return Trace
+
+
+@pytest.fixture(scope="session")
+def literal():
+    return Literal
