@@ -230,15 +230,19 @@ def rejection(workflow: dict, status: int, answer: "dict | None") -> str:
     """The line that says why POST /prompt refused a workflow, with the nodes' own messages."""
     answer = answer or {}
     reasons = [
-        f'node "{title(workflow, node)}" ({entry.get("class_type")}): '
-        + first_line(": ".join(str(part) for part in (error.get("message"), error.get("details")) if part))
-        for node, entry in (answer.get("node_errors") or {}).items()
-        for error in entry.get("errors", [])
+        f'node "{title(workflow, node)}" ({entry.get("class_type")}): {reason(error)}'
+        for node, entry in (answer.get("node_errors") or {}).items() for error in entry.get("errors", [])
     ]
-    error = answer.get("error")
-    if not reasons and isinstance(error, dict):
-        reasons = [first_line(": ".join(str(part) for part in (error.get("message"), error.get("details")) if part))]
-    return "ComfyUI rejected the workflow: " + ("; ".join(reasons) or f"HTTP {status}")
+    if not reasons and isinstance(answer.get("error"), dict):
+        reasons = [reason(answer["error"])]
+    return "ComfyUI rejected the workflow: " + ("; ".join(dict.fromkeys(reasons)) or f"HTTP {status}")
+
+
+def reason(error: dict) -> str:
+    details = str(error.get("details") or "")
+    if error.get("type") == "custom_validation_failed":  # "input - text", repeated for every checked input
+        return first_line(details.split(" - ", 1)[-1])
+    return first_line(": ".join(part for part in (str(error.get("message") or ""), details) if part))
 
 
 def failure(workflow: dict, data: dict) -> str:

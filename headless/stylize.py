@@ -127,7 +127,8 @@ def output_path(name, pictures: dict) -> Path:
         name = None
     if path.suffix.lower() not in ("", ".png"):
         raise AtelierError(f"--output {path}: the result is a PNG file, so name it {path.stem}.png")
-    path = path.with_suffix(".png")
+    if not path.suffix:
+        path = path.with_suffix(".png")
     if not path.parent.is_dir():
         raise AtelierError(f"--output {path}: there is no folder {path.parent.resolve()}")
     if not os.access(path.parent, os.W_OK):

@@ -1,0 +1,78 @@
+"""One real ComfyUI for the whole run, with the pack and the test pack "kit"."""
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from portrait_atelier.headless.server import LocalServer, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+KIT = Path(__file__).parent / "kit"
+FLAGS = """--cpu --listen 127.0.0.1 --database-url sqlite:///:memory: --disable-api-nodes
+           --disable-all-custom-nodes --log-stdout --whitelist-custom-nodes portrait-atelier kit""".split()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "models/checkpoints", "input", "output", "user"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "portrait-atelier").symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "kit").symlink_to(KIT, target_is_directory=True)
+    port = free_port()
+    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--port", str(port),
+               "--base-directory", str(base), *FLAGS]
+    with LocalServer(command, f"http://127.0.0.1:{port}", os.environ["COMFYUI_PATH"], base / "server.log",
+                     {**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+        server.wait()
+        server.base = base
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    return server.client
+
+
+@pytest.fixture
+def kit_workflow():
+    """A complete ZePo run on a tiny random model, in the API format. Load Image nodes "Content" and "Style"."""
+    return copy.deepcopy(json.loads((KIT / "workflow.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """(content, style): paths of two PNG files, neither square."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, color, size in (("content", (200, 150, 120), (160, 128)), ("style", (20, 60, 200), (128, 144))):
+        picture = Image.new("RGB", size, color)
+        picture.paste((250, 240, 30), (20, 30, 70, 100))
+        picture.save(folder / f"{name}.png")
+    return folder / "content.png", folder / "style.png"
+
+
+@pytest.fixture
+def atelier(tmp_path):
+    """atelier(*arguments) runs the command in an empty folder to its end; atelier.start(...) leaves it running."""
+
+    def start(*arguments, **variables):
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "atelier.py"), *map(str, arguments)], cwd=tmp_path, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def run(*arguments, **variables):
+        process = start(*arguments, **variables)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    run.start = start
+    return run

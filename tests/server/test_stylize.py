@@ -1,0 +1,224 @@
+"""`atelier.py stylize --server` against a real ComfyUI: one picture out, and one line for everything that goes wrong."""
+import http.server
+import json
+import signal
+import socket
+import threading
+
+import pytest
+from PIL import Image, ImageChops
+
+ERROR, INTERRUPTED = 2, 130
+
+
+@pytest.fixture
+def workflow(tmp_path, kit_workflow):
+    """workflow(**nodes) writes the kit workflow with these nodes replaced or added, and returns its path."""
+    def write(**nodes):
+        for node, entry in nodes.items():
+            kit_workflow[node.strip("n")] = entry
+        path = tmp_path / "kit.json"
+        path.write_text(json.dumps(kit_workflow))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stylize(atelier, server, pictures, workflow):
+    """stylize(*arguments, **nodes) runs the kit workflow on the test server with the test pictures."""
+    def run(*arguments, **nodes):
+        return atelier("stylize", "--server", server.client.url, "--workflow", workflow(**nodes), "--content", pictures[0],
+                       "--style", pictures[1], *arguments)
+
+    return run
+
+
+def told(result, *parts):
+    """The one line that a bad call leaves."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == ERROR, (result.returncode, result.stderr)
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    assert [line for line in lines if line.startswith("atelier.py: ")] == lines[-1:], result.stderr
+    for part in parts:
+        assert str(part) in lines[-1], lines[-1]
+    return lines[-1]
+
+
+def same(first, second):
+    return ImageChops.difference(Image.open(first).convert("RGB"), Image.open(second).convert("RGB")).getbbox() is None
+
+
+def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
+    result = stylize()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "content_style.png\n"
+    assert Image.open(tmp_path / "content_style.png").size == (128, 128)
+    # Progress: nodes by their titles, the sampler with its steps.
+    assert "] Content features" in result.stderr and "] KSampler  [####################] 4/4" in result.stderr
+    again = stylize()
+    assert again.stdout == "content_style_2.png\n" and same(tmp_path / "content_style.png", tmp_path / "content_style_2.png")
+
+
+def test_every_option_arrives(stylize, client, tmp_path):
+    """The server's history holds the workflow as it was queued."""
+    result = stylize(
+        "--seed", 77, "--strength", 0.5, "--style-enhancement", 1.4, "--style-share", 0.25, "--merge", 0.3, "--steps", 2,
+        "--cfg", 1.5, "--denoise", 0.75, "--set", "Content features.timestep=199", "--set", "2.zsnr=true",
+        "--set", "KSampler.scheduler=sgm_uniform", "--set", "SaveImage.filename_prefix=kit/a=b.c", "--output", "out.png",
+    )
+    assert result.returncode == 0, result.stderr
+    history = client.json("/history?max_items=1")[1]
+    queued = next(iter(history.values()))["prompt"][2]
+    assert {"seed": 77, "steps": 2, "cfg": 1.5, "denoise": 0.75, "scheduler": "sgm_uniform"}.items() <= queued["11"]["inputs"].items()
+    assert {"strength": 0.5, "style_enhancement": 1.4, "style_share": 0.25}.items() <= queued["10"]["inputs"].items()
+    assert queued["9"]["inputs"]["ratio"] == 0.3
+    assert queued["7"]["inputs"]["timestep"] == 199 and queued["8"]["inputs"]["timestep"] == 99
+    assert queued["2"]["inputs"]["zsnr"] is True
+    assert queued["13"]["inputs"]["filename_prefix"] == "kit/a=b.c"
+    assert queued["3"]["inputs"]["image"] != queued["4"]["inputs"]["image"]
+    assert (tmp_path / "out.png").is_file()
+
+
+def test_content_and_style_are_not_exchanged(stylize, client, pictures):
+    assert stylize().returncode == 0
+    queued = next(iter(client.json("/history?max_items=1")[1].values()))["prompt"][2]
+    for node, path in (("3", pictures[0]), ("4", pictures[1])):
+        folder, name = queued[node]["inputs"]["image"].split("/")
+        status, data = client.call(f"/view?filename={name}&subfolder={folder}&type=input")
+        assert status == 200 and data == path.read_bytes()
+
+
+def test_output_may_replace_a_file_or_name_a_folder(stylize, tmp_path):
+    (tmp_path / "old.png").write_bytes(b"old")
+    assert stylize("--output", "old.png").stdout == "old.png\n"
+    assert Image.open(tmp_path / "old.png").size == (128, 128)
+    (tmp_path / "there").mkdir()
+    assert stylize("--output", "there").stdout == "there/content_style.png\n"
+
+
+def test_a_batch_is_saved_as_numbered_files(stylize, tmp_path):
+    result = stylize("--output", "x.png", n50={"class_type": "RepeatLatentBatch", "inputs": {"samples": ["11", 0], "amount": 2}},
+                     n12={"class_type": "KitDecode", "inputs": {"samples": ["50", 0]}})
+    assert result.returncode == 0, result.stderr
+    assert same(tmp_path / "x.png", tmp_path / "x_2.png") and not (tmp_path / "x_3.png").exists()
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["--steps", "0"], ["--steps: 0 is out of range; it goes from 1 to"]),
+    (["--cfg", "high"], ["--cfg: 'high' is no number"]),
+    (["--strength", "1.01"], ["--strength: 1.01 is out of range; it goes from 0"]),
+    (["--style-enhancement", "-1"], ["--style-enhancement: -1 is out of range"]),
+    (["--merge", "0.8"], ["--merge: 0.8 is out of range"]),
+    (["--set", "KSampler.sampler_name=fast"], ["'fast' is no choice here", "euler"]),
+    (["--set", "KSampler.speed=1"], ['node "KSampler" (KSampler) has no input \'speed\'', "denoise"]),
+    (["--set", "KSampler.model=1"], ["MODEL socket"]),
+    (["--set", "Sampler.steps=1"], ["has no such node", '11 "KSampler"']),
+    (["--set", "LoadImage.image=x.png"], ["several nodes", '3 "Content", 4 "Style"']),
+    (["--set", "steps=3"], ["NODE.INPUT=VALUE"]),
+    (["--set", "KSampler.steps"], ["NODE.INPUT=VALUE"]),
+    (["--checkpoint", "some.safetensors"], ["--checkpoint fits nothing", "CheckpointLoaderSimple"]),
+    (["--sead", "1"], ["unrecognized arguments: --sead", "--help"]),
+    (["--output", "a.jpg"], ["PNG"]),
+    (["--output", "no/such/a.png"], ["no folder"]),
+])
+def test_bad_values_are_told_before_anything_is_queued(stylize, client, arguments, parts):
+    client.call("/history", {"clear": True})
+    told(stylize(*arguments), *parts)
+    assert client.json("/history")[1] == {}
+
+
+def test_pictures_that_are_none(atelier, server, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    told(atelier("stylize", "--server", server.client.url, "--content", "gone.png"), "--content gone.png", "no such file", tmp_path)
+    told(atelier("stylize", "--server", server.client.url, "--style", "text.png"), "--style text.png is no picture")
+
+
+def test_a_damaged_picture_is_told_by_the_node_that_reads_it(stylize, pictures, tmp_path):
+    (tmp_path / "cut.png").write_bytes(pictures[0].read_bytes()[:20])
+    told(stylize("--content", "cut.png"), 'node "Content" (LoadImage')
+
+
+def test_unknown_workflows_and_nodes(atelier, stylize, server):
+    told(atelier("stylize", "--server", server.client.url, "--workflow", "zippo"), "no workflow 'zippo'", "zepo_demo")
+    told(stylize(n60={"class_type": "NoSuchNode", "inputs": {}}), "has no node NoSuchNode", server.client.url)
+
+
+def test_a_missing_checkpoint_lists_folders_and_names(stylize, server):
+    folder = server.base / "models" / "checkpoints"
+    (folder / "here.safetensors").touch()
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "gone.safetensors"}}
+    line = told(stylize(n70=loader), "checkpoint 'gone.safetensors' not found", folder, "here.safetensors")
+    assert told(stylize("--checkpoint", "other.safetensors", n70=loader), "'other.safetensors' not found") != line
+
+
+def test_a_server_that_is_down(atelier):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    told(atelier("stylize", "--server", f"http://127.0.0.1:{port}"), "no answer", f"127.0.0.1:{port}", "refused")
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://", "http://host:port", "http://127.0.0.1:99999"])
+def test_what_is_no_address(atelier, url):
+    told(atelier("stylize", "--server", url), url, "http://HOST:PORT")
+
+
+def test_a_server_that_is_not_comfyui(atelier):
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    told(atelier("stylize", "--server", f"127.0.0.1:{web.server_port}"), f"127.0.0.1:{web.server_port}", "not ComfyUI")
+    web.shutdown()
+
+
+def fail(**inputs):
+    node = {"class_type": "KitFail", "_meta": {"title": "Trouble"},
+            "inputs": {"image": ["12", 0], "text": "the lamp is out", "early": False, "how": "raise", **inputs}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["80", 0], "filename_prefix": "x"}, "_meta": {"title": "Result"}}
+    return {"n80": node, "n13": save}
+
+
+def test_a_rejected_workflow_shows_the_nodes_message(stylize):
+    told(stylize(**fail(early=True)), 'node "Trouble" (KitFail): the lamp is out')
+
+
+def test_a_failing_node_shows_its_message(stylize):
+    told(stylize(**fail()), 'node "Trouble" (KitFail, id 80) failed: the lamp is out [ValueError]')
+
+
+def test_a_workflow_that_saves_nothing(stylize):
+    result = stylize(n13={"class_type": "PreviewImage", "inputs": {"images": ["12", 0]}})
+    told(result, "saved no picture", "Save Image")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_cancels_the_run_on_the_server(atelier, server, workflow, pictures, kit_workflow, sign):
+    wait = {"class_type": "KitWait", "inputs": {"image": ["12", 0], "seconds": 600.0}, "_meta": {"title": "Wait"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["90", 0], "filename_prefix": "x"}}
+    process = atelier.start("stylize", "--server", server.client.url, "--workflow", workflow(n90=wait, n13=save),
+                            "--content", pictures[0], "--style", pictures[1])
+    lines = []
+    while not lines or "] Wait  [" not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+    running, = server.client.json("/queue")[1]["queue_running"]
+    process.send_signal(sign)
+    assert process.communicate(timeout=60)[1].endswith("atelier.py: interrupted\n")
+    assert process.returncode == INTERRUPTED
+    history = {}
+    while not history:  # the server is on its way out of the node
+        history = server.client.json("/history/" + running[1])[1]
+    assert "execution_interrupted" in [kind for kind, _ in history[running[1]]["status"]["messages"]]
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["paint"], ["no command 'paint'", "stylize"]),
+    (["bench", "nothing"], ["no benchmark 'nothing'"]),
+    (["serve", "--port", "http"], ["--port", "invalid int value"]),
+])
+def test_bad_commands(atelier, arguments, parts):
+    told(atelier(*arguments), *parts)
+
+
+def test_serve_tells_a_taken_port(atelier, server):
+    port = server.client.url.rsplit(":", 1)[1]
+    told(atelier("serve", "--port", port), f"port {port}", "--port")
