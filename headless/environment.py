@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".atelier"
 PACK = "portrait-atelier"
 SPACE = 8e9  # bytes that a complete .atelier/ takes, with some air
-PYTHONS = [(3, minor) for minor in (13, 12, 11, 10)]
 
 
 class Environment:
@@ -107,7 +106,7 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
     def make_python():
         require_space()
         display.say(f"First call: setting up {HOME} (about 6 GB, some minutes; later calls start at once)")
-        command(display, "Make a virtual environment", [base_python(), "-m", "venv", "--clear", str(HOME / "venv")],
+        command(display, "Make a virtual environment", [sys.executable, "-m", "venv", "--clear", str(HOME / "venv")],
                 "on Debian and Ubuntu: apt install python3-venv")
         pip(display, python, "Prepare pip", "install", "setuptools", "wheel")
 
@@ -173,18 +172,6 @@ def locked(display: Display):
         yield
 
 
-def base_python() -> str:
-    """A Python that torch 2.11 and ComfyUI run on: this one, else one on the PATH."""
-    if sys.version_info[:2] in PYTHONS:
-        return sys.executable
-    for major, minor in PYTHONS:
-        found = shutil.which(f"python{major}.{minor}")
-        if found:
-            return found
-    raise AtelierError("this is Python %d.%d, and torch 2.11 needs 3.10 to 3.13: none of python3.10 ... python3.13 is on "
-                       "the PATH, so install one" % sys.version_info[:2])
-
-
 def require_space() -> None:
     used = sum(path.lstat().st_size for path in HOME.rglob("*") if not path.is_dir())
     free = shutil.disk_usage(HOME).free
@@ -248,7 +235,8 @@ def command(display: Display, what: str, words: list, cure: str) -> None:
                     process.wait(0.3)
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
                 seconds = int(time.monotonic() - start)
-                display.show(f"{what} ({seconds // 60}:{seconds % 60:02}) {lines[-1].strip()}", key=what + lines[-1])
+                text = f"{what} ({seconds // 60}:{seconds % 60:02}) {lines[-1].strip()}"
+                display.show(text.strip(), key=what + lines[-1])
         finally:
             stop_group(process)
     if process.returncode:

@@ -1,6 +1,5 @@
 """The set-up's parts: stages, the lock, unpacking, the link, failing steps. The whole set-up is run by every CI job."""
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -152,14 +151,6 @@ def test_a_second_process_waits_for_the_lock(home):
         assert "waiting for it" in child.stdout.readline()
     assert child.stdout.read() == "mine\n"
     assert child.wait() == 0
-
-
-def test_a_pythons_version_is_checked(monkeypatch):
-    monkeypatch.setattr(environment, "PYTHONS", [(3, 99)])
-    with pytest.raises(AtelierError, match="3.10 to 3.13"):
-        environment.base_python()
-    monkeypatch.undo()
-    assert os.path.samefile(environment.base_python(), sys.executable)
 
 
 @pytest.mark.parametrize("made, told", [(False, "no main.py"), (True, "COMFYUI_PYTHON=nowhere is no program")])
