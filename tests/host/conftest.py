@@ -35,6 +35,8 @@ SD = dict(COMMON, channel_mult=[1, 2, 4, 4], num_res_blocks=[2] * 4, transformer
           transformer_depth_middle=1, transformer_depth_output=[1] * 9 + [0] * 3, adm_in_channels=None)
 SPECS = {
     "sd15": (TinySD15, dict(SD, use_linear_in_transformer=False)),
+    "nano": (TinySD15, dict(COMMON, channel_mult=[1, 2], num_res_blocks=[1] * 2, transformer_depth=[1, 0], transformer_depth_middle=1,
+                            transformer_depth_output=[1, 1, 0, 0], adm_in_channels=None, use_linear_in_transformer=False)),
     "sd21": (TinySD21, dict(SD, use_linear_in_transformer=True)),
     "sdxl": (TinySDXL, dict(COMMON, channel_mult=[1, 2, 4], num_res_blocks=[2] * 3, transformer_depth=[0, 0, 2, 2, 10, 10],
                             transformer_depth_middle=10, transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
