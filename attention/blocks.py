@@ -9,7 +9,7 @@ import re
 LayerId = tuple[str, int, int]
 
 PARTS = {"d": "input", "m": "middle", "u": "output"}
-SPEC = re.compile(r"([dmu])(?:(\d+)(?:-\1?(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?")
+SPEC = re.compile(r"([dmu])(?:(\d+)(?:-\1?(\d+))?)?(?:\.(\d+)(?:-(\d+))?)?")
 
 
 def layers_by_block(layers: list[LayerId], part: str) -> list[list[LayerId]]:
@@ -60,8 +60,7 @@ def _token_layers(token: str, layers: list[LayerId]) -> list[LayerId]:
         raise ValueError(f"Unknown layer name '{token}' in 'layers'. Use a comma list of {valid_range(layers)}; "
                          "'.2' or '.2-9' after a block picks layers inside it.")
     letter, first, last, low, high = match.groups()
-    blocks = layers_by_block(layers, PARTS[letter])
-    blocks = _cut(blocks, first, last, token, layers)
+    blocks = _cut(layers_by_block(layers, PARTS[letter]), first, last, token, layers)
     if low is None:
         return [layer for block in blocks for layer in block]
     return [layer for block in blocks for layer in _cut(block, low, high, token, layers)]

@@ -27,7 +27,7 @@ class ConsistencyFeatureExtract(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="The sampler's negative prompt. Needed when CFG is not 1."),
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
-                             tooltip="Seed of the noise. Source and reference must use the same one: the paper noises both alike."),
+                             tooltip="Seed of the noise. Source and reference should use the same one: the paper noises both alike."),
                 io.Int.Input("timestep", default=99, min=0, max=999,
                              tooltip="How much noise the picture gets before its features are read, 0 none to 999 all. "
                                      "The paper uses 99. LCM models know 19, 39, ... 999 and round to those."),
