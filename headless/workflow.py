@@ -10,7 +10,7 @@ from .errors import AtelierError
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "api"
 
 # option -> (node classes, title or None for any, input). An option sets every node that fits.
-SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "RandomNoise")
+SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "RandomNoise", "BasicScheduler", "CFGGuider")
 OPTIONS = {
     "prompt": (("CLIPTextEncode",), "Prompt", ("text",)),
     "negative": (("CLIPTextEncode",), "Negative prompt", ("text",)),
@@ -180,6 +180,8 @@ def checked(spec, text: str, where: str):
         if text.strip().lower() not in words:
             raise AtelierError(f"{where}: {text!r} is neither true nor false")
         return words[text.strip().lower()]
+    if kind.startswith("COMFY_"):  # a widget whose choices depend on others: the server checks it
+        return text
     if kind not in ("INT", "FLOAT"):
         raise AtelierError(f"{where}: this input is a {kind} socket; only numbers, texts, switches and choices can be set")
     try:
