@@ -96,7 +96,7 @@ def archive(path: Path, members) -> Path:
 def test_only_plain_files_of_the_inner_folder_are_unpacked(tmp_path):
     path = archive(tmp_path / "a.tar.gz", [
         ("top/setup.py", b"no"), ("top/vendor/ComfyUI/main.py", b"main"), ("top/vendor/ComfyUI/models", None),
-        ("top/vendor/ComfyUI/comfy/a.py", b"a"), ("top/vendor/ComfyUI/../../../evil", b"x"), ("/top/vendor/ComfyUI/abs", b"x"),
+        ("top/vendor/ComfyUI/comfy/a.py", b"a"), ("top/vendor/ComfyUI/../evil", b"x"), ("/top/vendor/ComfyUI/abs", b"x"),
         ("top/vendor/ComfyUI/link", (tarfile.SYMTYPE, "/etc/passwd")), ("top/vendor/ComfyUI/hard", (tarfile.LNKTYPE, "top/setup.py")),
         ("top/vendor/ComfyUIx/other", b"x"),
     ])

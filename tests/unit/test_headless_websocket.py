@@ -21,6 +21,7 @@ class Peer:
 
     def shake(self):
         self.socket = self.listener.accept()[0]
+        self.socket.settimeout(10)
         self.request = b""
         while b"\r\n\r\n" not in self.request:
             self.request += self.socket.recv(4096)
