@@ -10,7 +10,7 @@ from .blocks import LayerId
 COND, UNCOND = 0, 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConsistencyFeatures:
     """Self-attention inputs f of ZePo's equation (7), recorded once at a fixed timestep. Never written to.
 

@@ -14,7 +14,7 @@ LOG_ZERO = -1e4
 EXTRA_CHANNELS = 8  # fused attention kernels want head sizes in multiples of 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Tokens that one picture offers to the target's queries.
 
@@ -31,7 +31,7 @@ class Group:
     values: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReferenceShare:
     """How much attention a reference asks for: p = `share` in [0, 1], a factor, and an optional mask [rows, queries]."""
 

@@ -25,7 +25,7 @@ PLAN = KEY + ".plan"
 OFF = "off"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """One reference of a SEAC patch; every field is a widget of the node or follows from one.
 
@@ -44,7 +44,7 @@ class Reference:
     cycle: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SEAC:
     """A source and its references. Shared by clones of the model and never written to."""
 
@@ -78,7 +78,9 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
     if source is not None and earlier is not None:
         raise ValueError("This model already has a SEAC Patch with a source. Leave 'source' empty to add a reference to it, "
                          "or connect the model from before that patch.")
-    base = source if source is not None else earlier.source if earlier != OFF else reference
+    if earlier == OFF:
+        return model.clone()
+    base = source if earlier is None else earlier.source
     for name, bank in (("source", base), ("reference", reference)):
         check_fit(model, infos, name, bank)
     shared = [layer for layer in base.layers if layer in set(reference.layers)]
@@ -89,13 +91,13 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
                          "Name it in 'layers' of both Consistency Feature Extract nodes, or use 'auto'.")
     if start >= end:
         log.warning("SEAC Patch: start %.3g is not before end %.3g, so it has no effect.", start, end)
-    warn_about_differences(model, base, reference)
 
     clone = model.clone()
-    if strength == 0 or start >= end or not chosen or earlier == OFF:
+    if strength == 0 or start >= end or not chosen:
         if earlier is None:
             clone.set_attachments(KEY, OFF)
         return clone
+    warn_about_differences(model, base, reference)
     if mask is not None and bool((mask >= 1).all()):
         mask = None
     added = Reference(reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, mask, cycle)
@@ -181,17 +183,25 @@ class Run:
         return other is None or model is not other or model is self.guider.inner_model
 
     def slots(self, options: dict) -> list[int]:
-        """Which bank each chunk of rows sees: that of the positive (0) or of the negative prompt (1)."""
+        """Which bank each chunk of rows sees: that of the positive (0) or of the negative prompt (1).
+
+        The place in the list of a call decides, unless our guidance nodes say otherwise or the prompt itself is
+        known: Dual CFG lists negative first; Dual Model and Self-Attention Guidance call the negative prompt alone.
+        """
         if "pa_text" in options:
             return [min(slot, UNCOND) for slot in options["pa_text"]]
         order = options["cond_or_uncond"]
-        if self.guider is not None:
-            if set(self.guider.conds) == {"positive", "middle", "negative"}:  # core's Dual CFG lists negative first
-                return [COND if slot == 2 else UNCOND for slot in order]
-            if getattr(self.guider, "uncond_inner", None) is not None:  # core's Dual Model calls each prompt alone
-                negative = {cond["uuid"] for cond in self.guider._uncond_conds}
-                return [UNCOND if uuid in negative else COND for uuid in options["uuids"]]
-        return [min(slot, UNCOND) for slot in order]
+        known = self.prompts()
+        return [known.get(uuid, min(slot, UNCOND)) for slot, uuid in zip(order, options.get("uuids", order))]
+
+    def prompts(self) -> dict:
+        """The slot of every prompt of the guider by the id that calls carry; those in two lists are left out."""
+        conds = self.guider.conds if self.guider is not None else {}
+        if "positive" not in conds:
+            return {}
+        positive = {cond["uuid"] for cond in conds["positive"]}
+        others = {cond["uuid"] for name, entries in conds.items() if name != "positive" for cond in entries or ()}
+        return {uuid: COND if uuid in positive else UNCOND for uuid in positive ^ others}
 
     def hooked(self, x: torch.Tensor, t: torch.Tensor, options: dict) -> dict:
         """A copy of one call's options with our hooks, the last in their list, on layers that nobody else replaced."""
@@ -206,7 +216,11 @@ class Run:
             # (block, number) keys: a key with a layer index would shadow whatever a later node puts on the block.
             ours = {layer[:2]: attend for r in self.seac.references for layer in r.layers}
             options["patches_replace"] = {**replaced, "attn1": {**ours, **replaced.get("attn1", {})}}
-        options[CALL] = Call(self, active, slots, taken, cropped=tuple(x.shape[-2:]) != self.size)
+        window = options.get("context_window")
+        batch = None
+        if window is not None and window.dim == 0:
+            batch = tuple(window.get_tensor(torch.arange(window.total_frames)).tolist())
+        options[CALL] = Call(self, active, slots, taken, batch, cropped=tuple(x.shape[-2:]) != self.size)
         return options
 
     def check_slots(self, slots: Sequence[int], active: Sequence[Reference]) -> None:
@@ -223,14 +237,19 @@ class Run:
         return self.cache[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
-    """One denoiser call: the references whose window holds its sigma, the bank per chunk, the layers of others."""
+    """One denoiser call: the references whose window holds its sigma, the bank per chunk, the layers of others.
+
+    batch: which pictures of the batch the call is about, None for all of them
+    cropped: whether the call is about a part of the picture
+    """
 
     run: Run
     active: list[Reference]
     slots: list[int]
     taken: frozenset
+    batch: tuple[int, ...] | None
     cropped: bool
 
     def groups(self, layer: LayerId, n, context, value, extra) -> list[maths.Group] | None:
@@ -242,9 +261,7 @@ class Call:
             self.run.warn("another patch (HyperTile?) cuts the queries into tiles; such layers are left alone.")
             return None
         per_slot = context.shape[0] // len(self.slots)
-        masks = []
-        for reference in active:
-            masks.append(self.mask(reference, per_slot, n, extra))
+        masks = [self.mask(reference, per_slot, n, extra) for reference in active]
         placed = [(reference, mask) for reference, mask in zip(active, masks) if mask is not False]
         if not placed:
             return None
@@ -272,8 +289,13 @@ class Call:
             if stored.shape[0] == 1:
                 parts.append(stored.expand(per_slot, *stored.shape[1:]))
             else:
-                parts.append(stored[torch.arange(per_slot, device=stored.device) % stored.shape[0]])
+                parts.append(stored[self.pictures(per_slot, stored)])
         return torch.cat(parts)
+
+    def pictures(self, per_slot: int, stored: torch.Tensor) -> torch.Tensor:
+        """Index into `stored`, [images, ...], for every row of one chunk: the target's place in the batch mod images."""
+        targets = range(per_slot) if self.batch is None else self.batch
+        return torch.tensor([target % stored.shape[0] for target in targets], device=stored.device)
 
     def mask(self, reference: Reference, per_slot: int, n, extra) -> torch.Tensor | None | bool:
         """The reference's mask at the queries, [rows, queries]; None without one, False where it cannot be placed."""
@@ -287,7 +309,7 @@ class Call:
         if key not in self.run.cache:
             self.run.cache[key] = mask_on_grid(reference.mask, (height, width)).to(n.device)
         placed = self.run.cache[key]
-        return placed[torch.arange(per_slot, device=n.device) % placed.shape[0]].repeat(len(self.slots), 1)
+        return placed[self.pictures(per_slot, placed)].repeat(len(self.slots), 1)
 
 
 @torch.compiler.disable

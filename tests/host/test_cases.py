@@ -4,6 +4,7 @@ import itertools
 import logging
 
 import comfy.cldm.cldm
+import comfy.context_windows
 import comfy.controlnet
 import comfy.hooks
 import comfy.ops
@@ -197,6 +198,36 @@ def test_guidance_nodes_may_name_the_slots(sd15, content, banks, monkeypatch):
     assert not torch.equal(swapped, sd15.sample(sd15.patch(*banks), content))
 
 
+def test_self_attention_guidance_calls_the_negative_prompt_alone(sd15, banks, tensor, monkeypatch):
+    seen = slots_seen(monkeypatch)
+    sd15.sample(SelfAttentionGuidance.execute(sd15.patch(*banks), 0.5, 2.0)[0], tensor(1, 4, 16, 16, seed=6), steps=1)
+    assert seen == [([1, 0], [1, 0]), ([0], [1])]
+
+
+def test_prompts_shared_by_both_lists_go_by_their_place(sd15, banks, tensor, monkeypatch):
+    """An area of the positive prompt is copied to the negative list, id and all."""
+    seen = slots_seen(monkeypatch)
+    area = sd15.positive + [[sd15.positive[0][0], {"area": (8, 8, 0, 8)}]]
+    sd15.sample(sd15.patch(*banks), tensor(1, 4, 8, 16, seed=6), positive=area, steps=1)
+    assert seen and all(slots == banks_seen for slots, banks_seen in seen)
+    assert sum(len(slots) for slots, _ in seen) == 4
+
+
+def test_context_windows_over_a_batch(sd15, tensor, apart):
+    """Pictures of a batch in windows of two see the source and the mask of their place in the whole batch."""
+    targets = tensor(4, 4, 8, 8, seed=6)
+    sources, reference = sd15.features(tensor(4, 4, 8, 8, seed=3)), sd15.features(tensor(1, 4, 8, 8, seed=4))
+    masks = torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(2))
+    model = sd15.patch(sources, reference, mask=masks)
+    windowed = model.clone()
+    windowed.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+        context_schedule=comfy.context_windows.get_matching_context_schedule(comfy.context_windows.ContextSchedules.STATIC_STANDARD),
+        fuse_method=comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.FLAT),
+        context_length=2, context_overlap=0, dim=0)
+    outs = [sd15.sample(m, targets, sampler="euler") for m in (windowed, model)]
+    assert apart(*outs) < TOLERANCE
+
+
 def test_conditioning_hooks_act_in_extraction_and_sampling(sd15, content, banks, tensor, apart):
     name = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
     weight = sd15.model.model.state_dict()[name]
@@ -284,7 +315,7 @@ def test_unguarded_perturbed_attention_crashes(sd15, tensor, monkeypatch):
 
     def unguarded(self, x, t, options):
         options = hooked(self, x, t, options)
-        options[host.CALL] = host.Call(self, self.seac.references, options[host.CALL].slots, frozenset(), False)
+        options[host.CALL] = host.Call(self, self.seac.references, options[host.CALL].slots, frozenset(), None, False)
         return options
 
     monkeypatch.setattr(host.Run, "hooked", unguarded)
