@@ -101,6 +101,8 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
     """Make .atelier/: stages that each leave a stamp with their pins, so that a later call does only what is missing."""
     if not python.exists():  # never made, or its base Python is gone
         shutil.rmtree(HOME / "stamps", ignore_errors=True)
+    if not (comfyui / "main.py").exists():
+        (HOME / "stamps" / "comfyui").unlink(missing_ok=True)
     pin, packages = ROOT / "comfyui-pin.txt", ROOT / "requirements-environment.txt"
 
     def make_python():

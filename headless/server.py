@@ -1,5 +1,6 @@
 """Start a ComfyUI as a child process, wait until it answers, stop it with everything it started."""
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -63,7 +64,8 @@ class LocalServer:
                 time.sleep(0.2)
 
     def last_line(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        text = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(encoding="utf-8", errors="replace"))  # its colours
+        lines = text.strip().splitlines()
         return lines[-1].strip() if lines else "it printed nothing"
 
     def stop(self) -> None:
