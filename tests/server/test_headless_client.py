@@ -21,7 +21,7 @@ def picture(data):
     return torch.frombuffer(bytearray(Image.open(io.BytesIO(data)).convert("RGB").tobytes()), dtype=torch.uint8)
 
 
-def waiting(workflow, seconds=600.0):
+def waiting(workflow, seconds=60.0):
     """The workflow with a node that waits between decoding and saving."""
     workflow["20"] = {"class_type": "KitWait", "inputs": {"image": ["12", 0], "seconds": seconds}}
     workflow["13"]["inputs"]["images"] = ["20", 0]

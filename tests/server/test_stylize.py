@@ -192,7 +192,7 @@ def test_a_workflow_that_saves_nothing(stylize):
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels_the_run_on_the_server(atelier, server, workflow, pictures, kit_workflow, sign):
-    wait = {"class_type": "KitWait", "inputs": {"image": ["12", 0], "seconds": 600.0}, "_meta": {"title": "Wait"}}
+    wait = {"class_type": "KitWait", "inputs": {"image": ["12", 0], "seconds": 60.0}, "_meta": {"title": "Wait"}}
     save = {"class_type": "SaveImage", "inputs": {"images": ["90", 0], "filename_prefix": "x"}}
     process = atelier.start("stylize", "--server", server.client.url, "--workflow", workflow(n90=wait, n13=save),
                             "--content", pictures[0], "--style", pictures[1])
