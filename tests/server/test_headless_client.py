@@ -110,28 +110,30 @@ def test_a_pending_run_is_taken_off_the_queue_and_the_running_one_goes_on(client
 
 
 def test_a_dropped_run_is_noticed(server, ready):
-    """Someone clears the queue: no event ever comes, the client asks after its timeout and says so."""
-    blocker = Client(server.client.url)
-    running, impatient = threading.Event(), Client(server.client.url, timeout=1.0)
+    """Someone clears the queue: no event ever comes, so the client asks after its timeout."""
+    blocker, impatient = Client(server.client.url), Client(server.client.url, timeout=1.0)
+    running, outcome = threading.Event(), []
 
     def block():
         with pytest.raises(InterruptedRun):
             blocker.run(waiting(ready), lambda event: event.node == "20" and running.set())
 
-    def clear():
-        while not blocker.json("/queue")[1]["queue_pending"]:
-            pass
-        blocker.call("/queue", {"clear": True})
+    def wait():
+        with pytest.raises(ServerError, match="dropped the run"):
+            impatient.run(dict(ready))
+        outcome.append("noticed")
 
-    threads = [threading.Thread(target=block), threading.Thread(target=clear)]
+    threads = [threading.Thread(target=target, daemon=True) for target in (block, wait)]
     threads[0].start()
     assert running.wait(60)
     threads[1].start()
-    with pytest.raises(ServerError, match="dropped the run"):
-        impatient.run(ready)
+    while not blocker.json("/queue")[1]["queue_pending"]:
+        pass
+    blocker.call("/queue", {"clear": True})
+    threads[1].join(30)
     blocker.interrupt(blocker.json("/queue")[1]["queue_running"][0][1])
-    for thread in threads:
-        thread.join()
+    threads[0].join(30)
+    assert outcome == ["noticed"]
 
 
 def test_the_failing_node_and_its_message_are_told(client, ready):
