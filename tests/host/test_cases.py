@@ -86,6 +86,17 @@ def test_each_reference_has_its_own_window_and_layers(sd15, content, banks, thir
     assert not torch.equal(sd15.sample(both, content, steps=4), sd15.sample(second_only, content, steps=4))
 
 
+def test_windows_that_touch_leave_no_gap(sd15, content, banks, third):
+    class Sampling:
+        percent_to_sigma = staticmethod(lambda percent: 1 - percent)
+
+    model = sd15.patch(None, third, start=0.5, end=1.0, model=sd15.patch(*banks, start=0.0, end=0.5))
+    run = host.Run(model.get_attachment(host.KEY), Sampling, (8, 8), None)
+    active = [[run.seac.references.index(r) for r in run.hooked(content, torch.tensor([sigma]), {"cond_or_uncond": [0]})[host.CALL].active]
+              for sigma in (0.75, 0.5, 0.25)]
+    assert active == [[0], [0, 1], [1]]
+
+
 def test_strength_of_a_second_patch_weighs_its_reference(sd15, content, banks, third, apart):
     first = sd15.patch(*banks)
     assert torch.equal(sd15.sample(sd15.patch(None, third, strength=0.0, model=first), content), sd15.sample(first, content))
@@ -289,6 +300,24 @@ def test_hypertile_layers_are_left_alone(sd15, banks, tensor, warnings, trace):
     assert sum("HyperTile" in message for message in warnings()) == 2, "one warning per run"
 
 
+@pytest.mark.parametrize("patch", [lambda model: TomePatchModel.execute(model, 0.5)[0], lambda model: HyperTile.execute(model, 32, 2, 0, False)[0]],
+                         ids=["tome", "hypertile"])
+def test_extraction_keeps_every_token_under_other_patches(sd15, tensor, patch):
+    bank = sd15.features(tensor(1, 4, 16, 16, seed=3), model=patch(sd15.model))
+    for layer, (height, width) in bank.grids.items():
+        assert bank.features[0][layer].shape[:2] == (1, height * width)
+    assert bank.grids["output", 11, 0] == (16, 16)
+
+
+def test_sampling_may_be_changed_after_the_patch(build_model, make_studio, content, tensor):
+    studio, plain = make_studio("sd15"), build_model("sd15")
+    banks = studio.features(content), studio.features(tensor(1, 4, 8, 8, seed=4))
+    lcm = studio.model.get_model_object("model_sampling")
+    late = studio.patch(*banks, model=plain, end=0.7)
+    late.add_object_patch("model_sampling", lcm)
+    assert torch.equal(studio.sample(late, content), studio.sample(studio.patch(*banks, end=0.7), content))
+
+
 @pytest.mark.parametrize("options", [{}, {"strength": 0.7}], ids=["concatenated", "biased"])
 @pytest.mark.parametrize("guidance", ["pag", "sag"])
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -374,7 +403,7 @@ def test_controlnet_never_sees_the_patch(sd15, content, banks, tensor, monkeypat
     assert not torch.equal(out, plain) and not torch.equal(plain, sd15.sample(sd15.model, content))
 
 
-def test_torch_compile(make_studio, content, tensor):
+def test_torch_compile(make_studio, content, tensor, monkeypatch):
     studio = make_studio("nano")  # tracing the whole SD1.5 tree takes most of a minute
     banks = studio.features(content), studio.features(tensor(1, 4, 8, 8, seed=4))
     model = studio.patch(*banks, strength=0.7, start=0.0, end=0.7)  # its window ends between the two steps
@@ -384,11 +413,18 @@ def test_torch_compile(make_studio, content, tensor):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=options.get("scale")).transpose(1, 2).flatten(-2)
 
     model.model_options["transformer_options"]["optimized_attention_override"] = simple_attention
-    compiled = model.clone()
+    compiled, traced, groups = model.clone(), [], host.Call.groups
+
+    def listen(self, *args):
+        traced.append(torch.compiler.is_dynamo_compiling())
+        return groups(self, *args)
+
+    monkeypatch.setattr(host.Call, "groups", listen)
     set_torch_compile_wrapper(compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
     with torch.inference_mode(False), torch.no_grad():
         outs = [studio.sample(m, content) for m in (compiled, model, studio.model)]
     assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    assert traced and not any(traced), "what a call may do differently each time must not be compiled in"
 
 
 # Weights in other forms.

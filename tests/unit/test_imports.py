@@ -11,10 +11,10 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 # folder -> the folders of the pack it may import, and the host modules it may import
 RULES = {
     "attention": (set(), set()),
-    "demo": (set(), COMFY - {"comfy_api"}),
+    "demo": ({"host", "attention"}, COMFY - {"comfy_api"}),
     "headless": (set(), set()),
-    "host": ({"attention", "demo"}, COMFY - {"comfy_api"}),
-    "nodes": ({"host", "attention"}, {"comfy_api"}),
+    "host": ({"attention"}, COMFY - {"comfy_api"}),
+    "nodes": ({"host", "attention", "demo"}, {"comfy_api"}),
     "": ({"nodes"}, set()),
 }
 
