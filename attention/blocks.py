@@ -36,6 +36,13 @@ def valid_range(layers: list[LayerId]) -> str:
     return ", ".join(words)
 
 
+def layer_name(layer: LayerId, layers: list[LayerId]) -> str:
+    """The name a user may write for one layer of the model, e.g. ``u1.0``."""
+    letter = next(letter for letter, part in PARTS.items() if part == layer[0])
+    number, block = next((i, block) for i, block in enumerate(layers_by_block(layers, layer[0])) if layer in block)
+    return f"{letter}{number}.{block.index(layer)}"
+
+
 def select_layers(text: str, layers: list[LayerId], auto: list[LayerId] | None = None) -> list[LayerId]:
     """Layers named by a comma list such as ``auto``, ``all``, ``u``, ``d3``, ``u1-8``, ``u1-u8`` or ``u0.2-9``.
 

@@ -6,7 +6,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..attention.blocks import select_layers
+from ..attention.blocks import layer_name, select_layers
 from ..attention.features import COND, UNCOND, ConsistencyFeatures
 from .log import log
 from .patching import prepend_patch
@@ -104,7 +104,7 @@ def extract_features(model, latent: torch.Tensor, positive: list, negative: list
     for bank in features.values():
         for layer, values in bank.items():
             if not torch.isfinite(values).all():
-                raise ValueError(f"The features of layer {layer} hold NaN or infinite values. The model overflows: "
+                raise ValueError(f"The features of layer {layer_name(layer, list(infos))} hold NaN or infinite values. The model overflows: "
                                  "run it in bf16 or fp32, or check the latent and the prompt.")
     return ConsistencyFeatures(features, {layer: record.grids[layer] for layer in wanted}, timestep, seed,
                                family(model), (model.clone_base_uuid, model.patches_uuid))

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 
 from ..attention import seac as maths
-from ..attention.blocks import LayerId, select_layers
+from ..attention.blocks import LayerId, layer_name, select_layers
 from ..attention.features import COND, UNCOND, ConsistencyFeatures
 from ..attention.masks import mask_on_grid
 from .log import log
@@ -87,7 +87,7 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
     chosen = select_layers(layers, list(infos), auto=shared)
     missing = [layer for layer in chosen if layer not in set(shared)]
     if missing:
-        raise ValueError(f"SEAC Patch: layers '{layers}' include {missing[0]}, which the features do not hold. "
+        raise ValueError(f"SEAC Patch: layers '{layers}' include {layer_name(missing[0], list(infos))}, which the features do not hold. "
                          "Name it in 'layers' of both Consistency Feature Extract nodes, or use 'auto'.")
     if start >= end:
         log.warning("SEAC Patch: start %.3g is not before end %.3g, so it has no effect.", start, end)

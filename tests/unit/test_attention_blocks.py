@@ -1,6 +1,6 @@
 import pytest
 
-from portrait_atelier.attention.blocks import automatic_layers, select_layers, valid_range
+from portrait_atelier.attention.blocks import automatic_layers, layer_name, select_layers, valid_range
 
 
 def tree(**parts):
@@ -55,3 +55,9 @@ def test_a_part_without_attention():
     with pytest.raises(ValueError, match="Valid: auto, all, u0-8"):
         select_layers("m", SD15[7:])
     assert valid_range(SD15[6:]) == "auto, all, m0, u0-8"
+
+
+@pytest.mark.parametrize("layers", [SD15, SDXL, REFINER])
+def test_every_layer_has_a_name_that_selects_it(layers):
+    for layer in layers:
+        assert select_layers(layer_name(layer, layers), layers) == [layer]
