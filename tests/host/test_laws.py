@@ -238,6 +238,14 @@ def test_masks_of_ones_and_zeros(sd15, content, banks, apart):
         assert apart(nothing, plain) > 1e-2
 
 
+def test_a_uniform_mask_is_a_smaller_share(sd15, content, banks, apart):
+    """Mask m weighs the reference m * p/(1-p) against the source: 0.5 at p = 1/2 is p = 1/3."""
+    for strength in (1.0, 0.6):
+        masked = sd15.sample(sd15.patch(*banks, mask=torch.full((1, 64, 64), 0.5), strength=strength), content)
+        assert apart(masked, sd15.sample(sd15.patch(*banks, style_share=1 / 3, strength=strength), content)) < TOLERANCE
+        assert apart(masked, sd15.sample(sd15.patch(*banks, strength=strength), content)) > 1e-2
+
+
 def test_images_balance_ignores_number_of_copies(sd15, content, style, banks, apart):
     triple = sd15.features(style.repeat(3, 1, 1, 1))
     one, three = (sd15.sample(sd15.patch(banks[0], bank, balance="images"), content) for bank in (banks[1], triple))
