@@ -179,11 +179,11 @@ def run_bench(arguments: list, display: Display) -> int:
         raise AtelierError(f"no benchmark {arguments[0]!r}: there are {', '.join(known) or 'none'} in {ROOT / 'benchmarks'}")
     env = environment(display)
     names, arguments = (arguments[:1], arguments[1:]) if named else (known, arguments)
-    return max([env.run(ROOT / "headless" / "pack.py", f"benchmarks.{name}", *arguments) for name in names], default=0)
+    return max([env.run_module(f"benchmarks.{name}", *arguments) for name in names], default=0)
 
 
 def run_train_demo(arguments: list, display: Display) -> int:
-    return environment(display).run(ROOT / "headless" / "pack.py", "demo.train", *arguments)
+    return environment(display).run_module("demo.train", *arguments)
 
 
 def split(arguments: list) -> tuple:

@@ -52,6 +52,12 @@ class Environment:
                 "sys.exit(not any(one and one.is_available() for one in found))")
         return subprocess.run([self.python, "-c", test], stderr=subprocess.DEVNULL, env=self.variables).returncode == 0
 
+    def run_module(self, module: str, *arguments) -> int:
+        """Run a module of the pack as a program, in the foreground, and return its exit code."""
+        cpu = [] if self.has_accelerator() else ["--cpu"]
+        self.display.clear()
+        return self.run(ROOT / "headless" / "pack.py", *cpu, module, *arguments)
+
     def run(self, *command) -> int:
         """Run a program with this Python in the foreground and return its exit code."""
         process = subprocess.Popen([self.python, *map(str, command)], cwd=ROOT, env=self.variables)
@@ -127,7 +133,7 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
 
     def install_packages():
         require_space()
-        pip(display, python, "Install torch and what ComfyUI needs", "install", "-r", str(packages),
+        pip(display, python, "Install torch and what ComfyUI needs", "install", "--no-compile", "-r", str(packages),
             "-r", str(comfyui / "requirements.txt"))
 
     def install_test_packages():
@@ -237,7 +243,7 @@ def command(display: Display, what: str, words: list, cure: str) -> None:
                     process.wait(0.3)
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
                 seconds = int(time.monotonic() - start)
-                text = f"{what} ({seconds // 60}:{seconds % 60:02}) {lines[-1].strip()}"
+                text = f"{what} ({seconds // 60}:{seconds % 60:02}) {lines[-1].strip()[:120]}"
                 display.show(text.strip(), key=what + lines[-1])
         finally:
             stop_group(process)

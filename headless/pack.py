@@ -3,6 +3,7 @@
 The folder of a clone may have any name, also one that is no Python name, and it must never be on `sys.path`:
 its `nodes/` would hide ComfyUI's own module `nodes`. So the package is built from its path.
 """
+import importlib
 import importlib.util
 import os
 import runpy
@@ -22,12 +23,18 @@ def load_pack(name: str = "portrait_atelier"):
 
 
 def main() -> None:
-    """`python headless/pack.py demo.train ARGUMENTS` runs the pack's module demo/train.py as a program."""
-    module = sys.argv[1]
-    sys.path[0:1] = [os.environ["COMFYUI_PATH"]] if os.environ.get("COMFYUI_PATH") else []
-    sys.argv = sys.argv[1:]
+    """`python headless/pack.py [--cpu] demo.train ARGUMENTS` runs the pack's module demo/train.py as a program.
+
+    With COMFYUI_PATH its modules can be imported; --cpu tells ComfyUI that there is no GPU, which it would die of.
+    """
+    comfyui = os.environ.get("COMFYUI_PATH")
+    sys.path[0:1] = [comfyui] if comfyui else []
+    cpu = sys.argv[1] == "--cpu"
+    del sys.argv[:2 if cpu else 1]
+    if cpu and comfyui:  # before anything imports comfy.model_management, which looks for a device
+        importlib.import_module("comfy.cli_args").args.cpu = True
     load_pack()
-    runpy.run_module(f"portrait_atelier.{module}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"portrait_atelier.{sys.argv[0]}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
