@@ -3,11 +3,12 @@
 from comfy_api.latest import ComfyExtension
 
 from .consistency_feature_extract import ConsistencyFeatureExtract
+from .demo_model_loader import DemoModelLoader
 from .seac_patch import SEACPatch
 from .token_merge import TokenMerge
 
-# In the order of the menu. DemoModelLoader, from .demo_model_loader, goes first.
 NODES = [
+    DemoModelLoader,
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,

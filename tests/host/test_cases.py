@@ -105,6 +105,13 @@ def test_strength_of_a_second_patch_weighs_its_reference(sd15, content, banks, t
     assert apart(sd15.sample(sd15.patch(None, third, strength=0.5, model=first), content), faint) > 1e-2
 
 
+def test_a_second_patch_that_is_off_does_not_stop_the_third(sd15, content, banks, third):
+    first = sd15.patch(*banks)
+    off = sd15.patch(None, third, strength=0.0, model=first)
+    assert torch.equal(sd15.sample(sd15.patch(None, third, model=off), content), sd15.sample(sd15.patch(None, third, model=first), content))
+    assert not torch.equal(sd15.sample(sd15.patch(None, third, model=off), content), sd15.sample(first, content))
+
+
 def test_the_first_patch_is_untouched_by_the_second(sd15, content, banks, third):
     first = sd15.patch(*banks)
     before = sd15.sample(first, content)

@@ -29,8 +29,17 @@ def test_every_place_of_a_cell_is_chosen_and_seeds_differ():
     assert len(places) == 4
     assert not torch.equal(destinations, split_cells((32, 32), seed=1)[0])
     assert torch.equal(destinations, split_cells((32, 32), seed=0)[0])
-    assert not torch.equal(split_cells((16, 64), seed=0)[0], split_cells((32, 32), seed=0)[0])
     split_cells((4, 4), seed=2**64 - 1)
+
+
+def test_grids_of_equal_size_draw_differently():
+    def places(grid):
+        index = split_cells(grid, seed=0)[0]
+        rows, columns = index // grid[1], index % grid[1]
+        order = (rows // 2 * (grid[1] // 2) + columns // 2).argsort()
+        return (rows % 2 * 2 + columns % 2)[order]
+
+    assert not torch.equal(places((16, 64)), places((64, 16)))
 
 
 @pytest.mark.parametrize("grid", GRIDS)
