@@ -1,8 +1,8 @@
 """Trains the microworld's model: ``python3 atelier.py train-demo [--minutes N] [--device D] [--folder F] [--only STAGE]``.
 
-Stages: pictures are rendered; the codec's linear maps are set and its decoder trained; the UNet learns to denoise in
-v-prediction; a student learns to reach the end of the teacher's trajectory in one call (few-step consistency sampling);
-readouts are trained for the measurements; everything is packed into one safetensors file. Each stage leaves its result
+Stages: pictures are rendered; the codec's linear maps are set; the UNet learns to denoise in v-prediction; a student
+learns to reach the end of the teacher's trajectory in one call (few-step consistency sampling); the codec's decoder
+learns to restore pictures; readouts are trained for the measurements; everything is packed into one safetensors file. Each stage leaves its result
 in the folder and is skipped when that is there, so an interrupted run goes on where it stopped.
 """
 
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from comfy.ldm.modules.attention import attention_pytorch
 
 from ..host import demo_model
 from . import judges as judging
@@ -30,7 +32,7 @@ from .text import INDEX, LENGTH, TextEncoder
 log = logging.getLogger("portrait_atelier")
 
 # Shares of --minutes. Rendering and packing take what they take.
-SHARES = {"codec": .15, "unet": .58, "student": .22, "judges": .05}
+SHARES = {"unet": .55, "student": .22, "decoder": .18, "judges": .05}
 SEED = 1000
 WORDS = 20                                                        # most phrases a caption can hold before some are dropped
 
@@ -62,41 +64,33 @@ def render_pictures(folder: Path, identities: int, styles_each: int, device: str
     (folder / "pictures.part").rename(folder / "pictures.npy")
 
 
-def batch_of(pictures, rows, device, crop=None):
-    """uint8 rows of the memory map -> [B, 3, S, S] from -1 to 1; a crop keeps to the codec's grid."""
-    taken = []
-    for row in rows:
-        y, x = (np.random.randint(0, (256 - crop) // 16 + 1, 2) * 16) if crop else (0, 0)
-        taken.append(pictures[row][:, y:y + (crop or 256), x:x + (crop or 256)])
-    return torch.from_numpy(np.stack(taken)).to(device).float() / 127.5 - 1
+def batch_of(pictures, rows, device):
+    """uint8 rows of the memory map -> [B, 3, 256, 256] from -1 to 1."""
+    return torch.from_numpy(np.stack([pictures[row] for row in rows])).to(device).float() / 127.5 - 1
 
 
-def train_codec(folder: Path, minutes: float, device: str) -> dict:
-    """The linear maps from principal components, then the decoder on clean and on noisy latents."""
+def start_codec(folder: Path, device: str) -> dict:
+    """The codec with its linear maps in place; the decoder's network is trained last (``train_decoder``)."""
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
     codec = Codec().to(device)
     codec.start(batch_of(pictures, range(0, len(pictures), max(1, len(pictures) // 1000)), device))
-    optimizer = torch.optim.AdamW(codec.decoder.parameters(), 1.5e-3, betas=(.9, .98))
-    for progress in clock(minutes):
-        set_rate(optimizer, 1.5e-3 * (1 - .97 * progress))
-        x = batch_of(pictures, np.random.randint(0, len(pictures), 16), device, crop=128)
-        with torch.no_grad():
-            z = codec.encode(x)
-            z = z + torch.rand(len(z), 1, 1, 1, device=device) * .4 * torch.randn_like(z)
-        error = codec.decode(z) - x
-        slope = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        descend(optimizer, error.abs().mean() + .5 * slope, codec.decoder.parameters())
     return codec.state_dict()
 
 
 def clock(minutes: float, every: float = 60.):
-    """Yields the progress from 0 to 1 until the minutes are over, and logs it now and then."""
+    """Yields the progress from 0 to 1 until the minutes are over, the same in all processes, and logs it now and then."""
     start = told = time.monotonic()
-    while (now := time.monotonic()) - start < minutes * 60:
+    while True:
+        now = time.monotonic()
+        progress = torch.tensor((now - start) / (minutes * 60))
+        if dist.is_initialized():
+            dist.broadcast(progress, 0)
+        if progress >= 1:
+            return
         if now - told > every:
             told = now
             log.info("    %.0f of %.0f minutes", (now - start) / 60, minutes)
-        yield (now - start) / (minutes * 60)
+        yield float(progress)
 
 
 def set_rate(optimizer, rate: float) -> None:
@@ -105,9 +99,16 @@ def set_rate(optimizer, rate: float) -> None:
 
 
 def descend(optimizer, loss, parameters) -> None:
+    """One step down the gradient, averaged over all processes."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(list(parameters), 1.)
+    if dist.is_initialized():
+        gradient = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
+        dist.all_reduce(gradient)
+        for parameter, part in zip(parameters, gradient.div_(dist.get_world_size()).split([p.numel() for p in parameters])):
+            parameter.grad = part.view_as(parameter)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.)
     optimizer.step()
 
 
@@ -146,11 +147,37 @@ def shorten(words: torch.Tensor) -> torch.Tensor:
     return (words * keep).gather(1, order)
 
 
+# The host's default attention for CPUs saves memory at the cost of speed.
+FAST = {"optimized_attention_override": lambda usual, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+
+
+def predict(net, z_t, t, context):
+    """v of the network at timesteps t: an int, or [B]."""
+    t = torch.as_tensor(t, device=z_t.device).float().expand(len(z_t))
+    return net.predict_v(z_t, t, context, transformer_options=FAST)
+
+
 def noised(net, z, t):
-    """Equation (1): z_t and the noise, for latents z [B, ...] and timesteps t [B]."""
+    """Equation (1): z_t and alpha_bar for latents z [B, ...] and timesteps t [B].
+
+    From t = 980 on there is only noise, as at the start of sampling; the schedule's own last steps still whisper the
+    picture's mean colour, which a sampler has not got.
+    """
     a = net.alphas_cumprod.to(z.device)[t].view(-1, 1, 1, 1)
     noise = torch.randn_like(z)
-    return a.sqrt() * z + (1 - a).sqrt() * noise, noise, a
+    return torch.where((t >= 980).view(-1, 1, 1, 1), noise, a.sqrt() * z + (1 - a).sqrt() * noise), a
+
+
+def timesteps(size: int) -> torch.Tensor:
+    """Half of them over the whole schedule, half where stylization samples and extracts; stratified."""
+    spread = lambda count: (torch.arange(count) + torch.rand(count)) / count
+    return torch.cat([1010 * spread(size // 2), 60 + 460 * spread(size - size // 2)]).long().clamp(0, 999)
+
+
+def channel_weights(folder: Path) -> torch.Tensor:
+    """[1, 16, 1, 1], mean 1: how much each latent channel moves the picture."""
+    gain = 1 / torch.load(folder / "codec.pt", weights_only=True)["project.weight"].flatten(1).norm(dim=1)
+    return (gain / gain.mean()).view(1, -1, 1, 1)
 
 
 def train_unet(folder: Path, minutes: float, device: str) -> dict:
@@ -160,15 +187,16 @@ def train_unet(folder: Path, minutes: float, device: str) -> dict:
     average = copy.deepcopy(parts).requires_grad_(False)
     parts.requires_grad_(True)
     optimizer = torch.optim.AdamW(parts.parameters(), 1.6e-3, betas=(.9, .99), weight_decay=1e-3)
-    size = 64 if device == "cpu" else 256
+    size, weights = 32 if device == "cpu" else 256, channel_weights(folder).to(device)
     for step, progress in enumerate(clock(minutes)):
         set_rate(optimizer, 1.6e-3 * min(1, (step + 1) / 100) * (1 - .97 * progress))
         rows = torch.randint(len(latents), (size,))
-        z, context = latents[rows].to(device).float(), parts["text"](shorten(words[rows]).to(device))
-        t = ((torch.arange(size) + torch.rand(size)) / size * 1000).long().to(device)          # stratified
-        z_t, noise, a = noised(parts["net"], z, t)
-        v = parts["net"].predict_v(z_t, t.float(), context, transformer_options={})
-        descend(optimizer, F.mse_loss(v, a.sqrt() * noise - (1 - a).sqrt() * z), parts.parameters())
+        z, context = latents[rows].to(device).float() * demo_model.SCALE, parts["text"](shorten(words[rows]).to(device))
+        t = timesteps(size).to(device)
+        z_t, a = noised(parts["net"], z, t)
+        v = (a.sqrt() * z_t - z) / (1 - a).sqrt()
+        spread = a + (1 - a) * demo_model.SCALE ** 2                                    # of v: every timestep weighs alike
+        descend(optimizer, ((predict(parts["net"], z_t, t, context) - v) ** 2 * weights / spread).mean(), parts.parameters())
         follow(average, parts, min(.998, (1 + step) / (10 + step)))
     return average.state_dict()
 
@@ -187,11 +215,10 @@ def trajectory(teacher, z_t, start: int, context, empty, guidance: float, subste
     net, stops = teacher["net"], np.unique(np.linspace(0, start, substeps + 1).round().astype(int))[::-1]
     points = []
     for k, stop in enumerate(stops):
-        t = torch.full((len(z_t),), GRID[stop], device=z_t.device)
         points.append((GRID[stop], z_t))
-        v = net.predict_v(z_t, t.float(), context, transformer_options={})
+        v = predict(net, z_t, GRID[stop], context)
         if guidance != 1:
-            v0 = net.predict_v(z_t, t.float(), empty, transformer_options={})
+            v0 = predict(net, z_t, GRID[stop], empty)
             v = v0 + guidance * (v - v0)
         a = net.alphas_cumprod[GRID[stop]]
         z0, noise = a.sqrt() * z_t - (1 - a).sqrt() * v, (1 - a).sqrt() * z_t + a.sqrt() * v
@@ -217,13 +244,12 @@ def train_student(folder: Path, minutes: float, device: str) -> dict:
         rows = torch.randint(len(latents), (size,))
         context = teacher["text"](shorten(words[rows]).to(device)).detach()
         start = int(np.random.choice([len(GRID) - 1, np.random.randint(4, len(GRID))]))
-        z_t, _, _ = noised(teacher["net"], latents[rows].to(device).float(), torch.full((size,), GRID[start], device=device))
+        z_t, _ = noised(teacher["net"], latents[rows].to(device).float() * demo_model.SCALE, torch.full((size,), GRID[start], device=device))
         points, z0 = trajectory(teacher, z_t, start, context, empty, GUIDANCE, 2 + start // 6)
         loss = 0
         for t, point in [points[0], points[np.random.randint(len(points))]]:
             a = student["net"].alphas_cumprod[t]
-            v = student["net"].predict_v(point, torch.full((size,), float(t), device=device), context, transformer_options={})
-            error = a.sqrt() * point - (1 - a).sqrt() * v - z0
+            error = a.sqrt() * point - (1 - a).sqrt() * predict(student["net"], point, t, context) - z0
             loss = loss + (torch.sqrt(error ** 2 + 1e-3) - 1e-3 ** .5).mean()       # pseudo-Huber
         descend(optimizer, loss, student["net"].parameters())
         follow(average, student, min(.98, (1 + step) / (10 + step)))
@@ -233,12 +259,39 @@ def train_student(folder: Path, minutes: float, device: str) -> dict:
 GUIDANCE = 1.5      # of the teacher; guidance of the sampler comes on top
 
 
-def train_judges(folder: Path, minutes: float, device: str, identities: int = 1600) -> dict:
-    """Readouts on fresh renders of all styles, half of them through the codec; returns weights, style spread and held-out scores."""
+def train_decoder(folder: Path, minutes: float, device: str) -> dict:
+    """The decoder's network learns to restore pictures from clean latents, noisy ones and the student's own predictions."""
+    pictures, words = np.load(folder / "pictures.npy", mmap_mode="r"), torch.from_numpy(np.load(folder / "words.npy"))
+    student = new_model(device)
+    student.load_state_dict(torch.load(folder / "student.pt", weights_only=True))
+    student.requires_grad_(False).eval()
     codec = Codec().to(device)
     codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True))
-    codec.eval().requires_grad_(False)
-    pictures, who, style = render_labelled(identities, codec, device, torch.Generator().manual_seed(SEED + 4000))
+    codec.requires_grad_(False).decoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(codec.decoder.parameters(), 1.5e-3, betas=(.9, .98))
+    size, cells = (8, 8) if device == "cpu" else (64, 16)
+    for step, progress in enumerate(clock(minutes)):
+        set_rate(optimizer, 1.5e-3 * min(1, (step + 1) / 50) * (1 - .97 * progress))
+        rows = np.random.randint(0, len(pictures), size)
+        x = batch_of(pictures, rows, device)
+        with torch.no_grad():
+            z = codec.encode(x)
+            t = torch.tensor(np.random.choice([139, 259, 379], size), device=device)
+            z_t, a = noised(student["net"], z * demo_model.SCALE, t)
+            predicted = a.sqrt() * z_t - (1 - a).sqrt() * predict(student["net"], z_t, t, student["text"](shorten(words[rows]).to(device)))
+            rough = z + .3 * torch.rand(size, 1, 1, 1, device=device) * torch.randn_like(z)
+            z = torch.where((torch.rand(size, 1, 1, 1, device=device) < .6), predicted / demo_model.SCALE, rough)
+            top, left = np.random.randint(0, 17 - cells, 2)                           # a window is enough to learn from
+            z, x = z[..., top:top + cells, left:left + cells], x[..., 16 * top:16 * (top + cells), 16 * left:16 * (left + cells)]
+        error = codec.decode(z) - x
+        slope = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        descend(optimizer, error.abs().mean() + .5 * slope, codec.decoder.parameters())
+    return codec.state_dict()
+
+
+def train_judges(folder: Path, minutes: float, device: str) -> dict:
+    """Readouts on fresh renders of all styles, half of them through the codec; returns weights, style spread and held-out scores."""
+    pictures, who, style = torch.load(folder / "labelled.pt", weights_only=True).values()
     judges = judging.Judges().to(device)
     optimizer = torch.optim.AdamW(judges.parameters(), 2e-3, weight_decay=1e-2)
     geometry, traits = judging.geometry_of(who), judging.traits_of(who)
@@ -266,8 +319,11 @@ def train_judges(folder: Path, minutes: float, device: str, identities: int = 16
     return {"judges": judges.state_dict(), "spread": spread, "scores": {name: round(float(value), 4) for name, value in scores.items()}}
 
 
-def render_labelled(identities, codec, device, generator, styles_each: int = 6):
+def render_labelled(folder: Path, device: str, identities: int = 1200, styles_each: int = 6) -> dict:
     """uint8 pictures [N, 3, 128, 128] of all styles with identities and style numbers [N]; every other one went through the codec."""
+    codec = Codec().to(device)
+    codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True))
+    generator = torch.Generator().manual_seed(SEED + 4000)
     pictures, people, styles, batch = [], [], [], 8
     for start in range(0, identities, batch):
         who = sample_identities(batch, generator)
@@ -279,11 +335,11 @@ def render_labelled(identities, codec, device, generator, styles_each: int = 6):
             if (start // batch + k) % 2:
                 with torch.no_grad():
                     z = codec.encode(picture * 2 - 1)
-                    picture = (codec.decode(z + .2 * torch.randn_like(z)) * .5 + .5).clamp(0, 1)
+                    picture = (codec.expand(z + .2 * torch.randn_like(z)) * .5 + .5).clamp(0, 1)
             pictures.append((F.avg_pool2d(picture, 2) * 255).round().byte().cpu())
             people.append(who)
             styles.append(chosen[:, k])
-    return torch.cat(pictures), {name: torch.cat([who[name] for who in people]) for name in people[0]}, torch.cat(styles)
+    return {"pictures": torch.cat(pictures), "who": {name: torch.cat([who[name] for who in people]) for name in people[0]}, "style": torch.cat(styles)}
 
 
 def spoil(pictures: torch.Tensor) -> torch.Tensor:
@@ -318,40 +374,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py train-demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=120, help="time for all stages that learn (default 120)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU: processes that share each batch (Linux)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=6400, help="people to render, five styles each")
     parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.manual_seed(SEED)
-    np.random.seed(SEED)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "meeting").unlink(missing_ok=True)      # of processes of an interrupted run
+    if args.processes == 1:
+        run(0, args)
+    else:
+        torch.multiprocessing.start_processes(run, (args,), args.processes, start_method="fork")
+
+
+def run(rank: int, args) -> None:
+    """All stages that are not done yet, in one of args.processes processes."""
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    torch.manual_seed(SEED + rank)
+    np.random.seed(SEED + rank)
+    if args.processes > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{args.folder.resolve()}/meeting", rank=rank, world_size=args.processes)
     folder, device = args.folder, args.device
-    folder.mkdir(parents=True, exist_ok=True)
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
-
-    def stage(result: str, work) -> None:
-        if (folder / result).exists():
+    learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device), "student.pt": lambda: train_student(folder, minutes["student"], device),
+               "decoder.pt": lambda: train_decoder(folder, minutes["decoder"], device)}
+    alone = {"pictures.npy": lambda: render_pictures(folder, args.identities, 5, device), "codec.pt": lambda: start_codec(folder, device),
+             "latents.pt": lambda: encode_pictures(folder, device), "labelled.pt": lambda: render_labelled(folder, device)}
+    last = {"judges.pt": lambda: train_judges(folder, minutes["judges"], device)}
+    for result, work in (alone | learned | last).items():
+        done = (folder / result).exists()
+        if dist.is_initialized():
+            dist.barrier()
+        if done:
             log.info("%s is there", result)
-            return
-        log.info("making %s", result)
-        made = work()
-        if made is not None:
-            store(folder / result, made)
-
-    stage("pictures.npy", lambda: render_pictures(folder, args.identities, 5, device))
-    stage("codec.pt", lambda: train_codec(folder, minutes["codec"], device))
-    stage("latents.pt", lambda: encode_pictures(folder, device))
-    stage("unet.pt", lambda: train_unet(folder, minutes["unet"], device))
-    stage("student.pt", lambda: train_student(folder, minutes["student"], device))
-    stage("judges.pt", lambda: train_judges(folder, minutes["judges"], device))
-    pack(folder, args.output or folder / "microworld.safetensors", {"recipe": "demo/train.py", "minutes": str(args.minutes), "device": device, "seed": str(SEED)})
+        elif rank == 0 or result in learned:
+            log.info("making %s", result)
+            made = work()
+            if made is not None and rank == 0:
+                store(folder / result, made)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    if rank == 0:
+        pack(folder, args.output or folder / "microworld.safetensors", {"recipe": "demo/train.py", "minutes": str(args.minutes), "device": device, "seed": str(SEED)})
 
 
 def pack(folder: Path, output: Path, metadata: dict[str, str]) -> None:
+    """Write the one file that ships from the stages' results."""
     student = torch.load(folder / "student.pt", weights_only=True)
     judged = torch.load(folder / "judges.pt", weights_only=True)
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in student.items() if name.startswith(prefix)}
-    save(output, part("net."), part("text."), torch.load(folder / "codec.pt", weights_only=True), judged["judges"], judged["spread"],
+    save(output, part("net."), part("text."), torch.load(folder / "decoder.pt", weights_only=True), judged["judges"], judged["spread"],
          {**metadata, "judges": json.dumps(judged["scores"])})
     log.info("wrote %s (%.1f MB); readouts on held-out renders: %s", output, output.stat().st_size / 1e6, judged["scores"])
 
