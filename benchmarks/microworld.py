@@ -16,6 +16,19 @@ COLUMNS = ("style", "other", "as reference", "identity", "structure", "face")
 PAPER_STEPS = {1: ((.753, .242, 2.357), (.766, .226, 2.411)), 2: ((.781, .326, 2.181), (.779, .313, 2.228)),
                4: ((.823, .376, 1.993), (.817, .368, 2.094)), 8: ((.835, .409, 1.848), (.844, .413, 1.994))}
 
+INTRO = """# ZePo in the microworld
+
+Written by `python3 atelier.py bench microworld --write docs/microworld.md`. **Every number here speaks of the demo's procedural
+portraits** (see `demo/README.md`), drawn by a tiny model; none says anything about photographs. Means over held-out pairs of a
+content and a reference of another person, the demo workflow's settings unless a row says otherwise.
+
+- **style**: distance of colour moments and Gram matrices to the own reference, lower is closer; **other**: to another pair's reference.
+- **as reference**: probability that the style readout gives to the reference's style.
+- **identity**: error of the geometry readout against the true parameters; 1 is guessing the mean.
+- **structure**: correlation of edge maps with the content's; 1 is the same outlines.
+- **face**: share of pictures in which the face readout finds one.
+"""
+
 
 def table(title: str, head: list[str], rows: list[list]) -> str:
     cells = [[value if isinstance(value, str) else f"{value:.3f}" for value in row] for row in rows]
@@ -51,7 +64,7 @@ def main() -> None:
         text = "\n".join(tables(trial))
     print(text)
     if args.write:
-        args.write.write_text(text, encoding="utf-8")
+        args.write.write_text(f"{INTRO}\n{text}", encoding="utf-8")
         args.write.with_suffix(".json").write_text(json.dumps(trial.results, indent=1), encoding="utf-8")
 
 

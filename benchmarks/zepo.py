@@ -1,0 +1,145 @@
+"""What ZePo's control costs: plain sampling, ours with and without cached features, features recomputed every step.
+
+Run by `python3 atelier.py bench zepo`. It needs no weights: they are random, and costs do not depend on them.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS, STEP_FLOPS, STEP_TIME = 12, 1.05, 1.10  # what the project set out to reach at 4 steps with guidance
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    def side(text):
+        if int(text) < 64 or int(text) % 64:
+            raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
+        return int(text)
+
+    def number(text, least=1):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    def rounds(text):
+        return number(text, least=0)
+
+    def ratio(text):
+        if not 0 <= float(text) <= 0.75:
+            raise argparse.ArgumentTypeError(f"{text} is not between 0 and 0.75")
+        return float(text)
+
+    parser = argparse.ArgumentParser("atelier.py bench zepo", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--tiny", action="store_true", help="a small UNet with the same modules, for a quick look")
+    add("--sizes", type=side, nargs="+", default=[256, 512], metavar="PX", help="side of the square picture (default: 256 512)")
+    add("--steps", type=number, nargs="+", default=[4], metavar="N", help="sampling steps (default: 4)")
+    add("--merge", type=ratio, nargs="+", default=[0.5], metavar="R", help="token merge ratio (default: 0.5)")
+    add("--rounds", type=rounds, default=3, metavar="N", help="timed runs of every variant; 0 counts only (default: 3)")
+    add("--device", choices=["auto", "cpu"], default="auto", help="auto: what ComfyUI takes (default)")
+    add("--threads", type=number, default=1, metavar="N", help="CPU threads of torch (default: 1)")
+    add("--json", type=Path, default=ROOT / ".atelier" / "bench-zepo.json", metavar="FILE",
+        help="where to write all numbers (default: .atelier/bench-zepo.json)")
+    return parser.parse_args(words)
+
+
+def table(run: dict) -> str:
+    """One comparison as text: a line per variant, a line per part of it, ratios to plain sampling."""
+    lines = [f"\n{run['size']} x {run['size']} px, {run['steps']} steps, guidance 2, token merge {run['merge']:g}, "
+             f"{run['rounds']} rounds", f"{'':24}{'rows':>6}{'calls':>7}{'TFLOP':>10}{'x plain':>9}{'seconds':>10}{'x plain':>9}{'peak MB':>9}"]
+    plain = run["variants"]["plain"]
+    for name, variant in run["variants"].items():
+        peak = None if variant["peak_bytes"] is None else variant["peak_bytes"] / 1e6
+        lines.append(f"{name:24}{variant['rows']:6}{variant['calls']:7}{variant['flops'] / 1e12:10.4f}"
+                     f"{variant['flops'] / plain['flops']:9.3f}{known(variant['seconds'], 10, 3)}{known(run['time'][name], 9, 2)}"
+                     f"{known(peak, 9, 0)}")
+        step = 0
+        for part in variant["parts"]:
+            step += part["part"] == "step"
+            title = f"  {part['part']} {step}" if part["part"] == "step" else f"  {part['part']}"
+            lines.append(f"{title:24}{part['rows']:6}{part['calls']:7}{part['flops'] / 1e12:10.4f}{'':9}{known(part['seconds'], 10, 3)}")
+    lines.append(f"cached features: {run['bank_bytes'] / 1e6:.1f} MB after merging, {run['bank_bytes_unmerged'] / 1e6:.1f} MB before")
+    lines.append(f"recomputed features change the result by {run['recomputed_differs_by']:.1e} of its maximum")
+    return "\n".join(lines)
+
+
+def known(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+
+def targets(run: dict) -> list[dict]:
+    """What the project set out to reach, and whether this comparison does. Only for 4 steps and merge 0.5, as it was set."""
+    if (run["steps"], run["merge"]) != (4, 0.5):
+        return []
+    rows = {name: variant["rows"] for name, variant in run["variants"].items()}
+    found = [
+        (f"cold: at most {ROWS} UNet rows", rows["cold"], rows["cold"] <= ROWS),
+        ("recomputed: 24 UNet rows", rows["recomputed"], rows["recomputed"] == 24),
+        ("warm: no extraction, rows of plain sampling", rows["warm"], rows["warm"] == rows["plain"]),
+        (f"patched step: at most {STEP_FLOPS} x the FLOPs of a plain one", run["step_flops"], run["step_flops"] <= STEP_FLOPS),
+    ]
+    if run["step_time"] is not None:
+        found.append((f"patched step: at most {STEP_TIME} x the time of a plain one", run["step_time"], run["step_time"] <= STEP_TIME))
+    return [{"target": text, "measured": value, "reached": reached} for text, value, reached in found]
+
+
+def hardware(device) -> str:
+    cores = f"{os.cpu_count()} virtual CPU cores ({platform.machine()})"
+    return f"{torch.cuda.get_device_name(device)}, {cores}" if device.type == "cuda" else cores
+
+
+def main(words: list[str]) -> int:
+    options = arguments(words)
+    torch.set_num_threads(options.threads)
+    cli = importlib.import_module("comfy.cli_args")  # ComfyUI chooses its device when the next line imports it
+    cli.args.cpu = cli.args.cpu or options.device == "cpu"
+    work = importlib.import_module("._zepo", __package__)
+    import comfy.model_management
+    import comfyui_version
+
+    device = comfy.model_management.get_torch_device()
+    say = (lambda text: print(f"\r\033[K{text}", end="", flush=True)) if sys.stdout.isatty() else (lambda text: None)
+    report = {
+        "command": "python3 atelier.py bench zepo " + " ".join(words),
+        "model": f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
+        "hardware": hardware(device), "threads": options.threads, "torch": torch.__version__,
+        "comfyui": comfyui_version.__version__, "python": platform.python_version(), "runs": [],
+    }
+    with torch.inference_mode():
+        work.check_counter()
+        say("Making a UNet with random weights")
+        model = work.random_model(options.tiny)
+        report["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
+        report["dtype"] = str(model.model.get_dtype()).removeprefix("torch.")
+        say("")
+        print(f"{report['model']}: {report['parameters'] / 1e6:.1f} million parameters, {report['dtype']}; {report['hardware']}, "
+              f"{options.threads} threads, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}", flush=True)
+        for size in options.sizes:
+            for merge in options.merge:
+                for steps in options.steps:
+                    run = work.compare(model, size, steps, merge, options.rounds, say)
+                    say("")
+                    print(table(run))
+                    run["targets"] = targets(run)
+                    for target in run["targets"]:
+                        print(f"{'reached' if target['reached'] else 'MISSED '}  {target['target']}: {target['measured']:.4g}")
+                    sys.stdout.flush()
+                    report["runs"].append(run)
+                    options.json.parent.mkdir(parents=True, exist_ok=True)  # after every run: long ones may be interrupted
+                    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\nAll numbers: {options.json.resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
