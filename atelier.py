@@ -63,7 +63,7 @@ def run_stylize(arguments: list, display: Display) -> int:
         env = environment(display)
         port = free_port()
         # Folders of this run only: two calls at once would empty a shared temp folder for each other.
-        with tempfile.TemporaryDirectory(dir=HOME, prefix="run-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(dir=HOME, prefix=f"run-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
             more = ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
             for name in ("input", "output", "temp"):
                 (Path(folder) / name).mkdir()

@@ -223,7 +223,9 @@ def title(workflow: dict, node: str) -> str:
 
 
 def first_line(text) -> str:
-    return next((line.strip() for line in str(text).splitlines() if line.strip()), "no message")
+    """The first line of a message, with the second where the first only announces it."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()] or ["no message"]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def rejection(workflow: dict, status: int, answer: "dict | None") -> str:

@@ -48,8 +48,8 @@ class Environment:
     def has_accelerator(self) -> bool:
         """Whether torch finds one. Without, ComfyUI must be told --cpu."""
         self.display.show("Looking for a GPU ...", key="gpu")
-        test = ("import sys, torch; found = [torch.cuda, getattr(torch, 'xpu', None), torch.backends.mps]; "
-                "sys.exit(not any(one and one.is_available() for one in found))")
+        test = ("import sys, torch; found = getattr(torch, 'accelerator', torch.cuda).is_available(); "
+                "sys.exit(not found)")
         return subprocess.run([self.python, "-c", test], stderr=subprocess.DEVNULL, env=self.variables).returncode == 0
 
     def run_module(self, module: str, *arguments) -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -59,15 +60,21 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def atelier(tmp_path):
-    """atelier(*arguments) runs the command in an empty folder to its end; atelier.start(...) leaves it running."""
+    """atelier(*arguments) runs the command in an empty folder to its end; atelier.start(...) leaves it running.
+
+    After the test none of their processes and none of their folders may be left.
+    """
+    mark, processes = f"ATELIER_TEST={uuid.uuid4().hex}", []
 
     def start(*arguments, **variables):
-        return subprocess.Popen(
+        processes.append(subprocess.Popen(
             [sys.executable, str(ROOT / "atelier.py"), *map(str, arguments)], cwd=tmp_path, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")]), **variables},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             # A shell that runs the tests in the background ignores Ctrl-C, and children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        ))
+        return processes[-1]
 
     def run(*arguments, **variables):
         process = start(*arguments, **variables)
@@ -75,4 +82,19 @@ def atelier(tmp_path):
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     run.start = start
-    return run
+    yield run
+    assert [process.args for process in processes if process.poll() is None] == []
+    assert [path for process in processes for path in (ROOT / ".atelier").glob(f"run-{process.pid}-*")] == []
+    assert marked(mark) == []
+
+
+def marked(mark: str) -> list:
+    """The command lines of all processes that inherited the variable `mark` (where the system shows them)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_text())
+        except OSError:  # it ended meanwhile, or is not ours
+            pass
+    return found

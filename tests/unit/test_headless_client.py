@@ -44,6 +44,7 @@ def test_cached_nodes_count_as_reached():
 @pytest.mark.parametrize("data, told", [
     ({"exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation failed\n"}, "take smaller pictures"),
     ({"exception_type": "ValueError", "exception_message": "\n  bank does not fit\nmore\n"}, "bank does not fit [ValueError]"),
+    ({"exception_type": "E", "exception_message": "Error(s) in loading:\n\tmissing key x\n\tand y"}, "loading: missing key x [E]"),
     ({}, "no message"),
 ])
 def test_a_failure_is_one_line_that_names_the_node(data, told):
