@@ -113,7 +113,11 @@ def main(words: list[str]) -> int:
         "comfyui": comfyui_version.__version__, "python": platform.python_version(), "runs": [],
     }
     with torch.inference_mode():
-        work.check_counter()
+        try:
+            work.check_counter()
+        except RuntimeError as error:
+            print(f"bench zepo: {error}", file=sys.stderr)
+            return 2
         say("Making a UNet with random weights")
         model = work.random_model(options.tiny)
         report["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
