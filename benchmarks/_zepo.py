@@ -252,7 +252,6 @@ def compare(model, size: int, steps: int, merge: float, rounds: int, say) -> dic
             part["seconds"] = median(meter.parts[i]["seconds"] for meter in meters)
         peaks = [meter.peak for meter in meters if meter.peak is not None]
         variant["peak_bytes"] = max(peaks, default=None)
-    cached, fresh = pictures["warm"], pictures["recomputed"]
     return {
         "size": size, "steps": steps, "merge": merge, "rounds": rounds, "variants": variants,
         "bank_bytes": study.bank_bytes(), "bank_bytes_unmerged": study.bank_bytes(merged=False),
@@ -260,8 +259,13 @@ def compare(model, size: int, steps: int, merge: float, rounds: int, say) -> dic
         "step_time": median(step_seconds(warm) / step_seconds(plain) for warm, plain in zip(timed["warm"], timed["plain"])),
         "time": {name: median(a.total["seconds"] / b.total["seconds"] for a, b in zip(timed[name], timed["plain"]))
                  for name in timed},
-        "recomputed_differs_by": ((fresh - cached).abs().max() / cached.abs().max()).item(),
+        "plain_differs_by": difference(pictures["plain"], pictures["warm"]),
+        "recomputed_differs_by": difference(pictures["recomputed"], pictures["warm"]),
     }
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def median(values) -> float | None:

@@ -56,7 +56,7 @@ def test_parts_make_up_the_whole(run):
 
 
 def test_recomputing_every_step_gives_the_same_picture(run):
-    assert run["recomputed_differs_by"] < 1e-5
+    assert run["recomputed_differs_by"] < 1e-5 and run["plain_differs_by"] > 1e-2
 
 
 def test_cold_and_warm_give_the_same_picture_and_plain_another(model, apart):
