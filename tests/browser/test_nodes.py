@@ -1,0 +1,74 @@
+"""What the editor makes of the nodes: widgets, tooltips, help pages, languages."""
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCALE = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", "zh")}
+# Widgets in their order, advanced ones apart.
+WIDGETS = {
+    "AtelierDemoModelLoader": ([], []),
+    "AtelierConsistencyFeatureExtract": (["seed", "timestep"], ["layers"]),
+    "AtelierTokenMerge": (["ratio", "seed"], ["weigh_merged"]),
+    "AtelierSEACPatch": (["style_enhancement", "strength", "style_share", "start", "end", "layers"], ["balance", "pairing"]),
+}
+# Make a node, and tell what the editor knows of it, in the form of locales/*/nodeDefs.json.
+TELL = """type => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    const {display_name, description, inputs, outputs} = LiteGraph.registered_node_types[type].nodeData;
+    return {
+        title: node.title, display_name, description,
+        plain: (node.widgets ?? []).filter(w => !w.options.advanced).map(w => w.name),
+        advanced: (node.widgets ?? []).filter(w => w.options.advanced).map(w => w.name),
+        inputs: Object.fromEntries(Object.values(inputs).map(input => [input.name, input.tooltip])),
+        outputs: outputs.map(output => output.tooltip),
+        labels: Object.fromEntries(node.inputs.map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
+    };
+}"""
+
+
+@pytest.mark.parametrize("node_id", WIDGETS)
+def test_widgets_and_tooltips(page, node_id):
+    found, expected = page.evaluate(TELL, node_id), LOCALE["en"][node_id]
+    assert (found["plain"], found["advanced"]) == WIDGETS[node_id]
+    assert found["title"] == expected["display_name"] and found["description"] == expected["description"]
+    assert found["inputs"] == {name: entry["tooltip"] for name, entry in expected.get("inputs", {}).items()}
+    assert found["outputs"] == [entry["tooltip"] for _, entry in sorted(expected["outputs"].items())]
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("node_id", WIDGETS)
+def test_help_page(page, node_id):
+    assert_help(page, node_id, "en")
+
+
+def test_chinese(open_tab):
+    """Names on the nodes, and the help page. (The editor translates tooltips only when it shows one.)"""
+    tab = open_tab(Comfy_Locale="zh")
+    try:
+        for node_id in WIDGETS:
+            found, expected = tab.evaluate(TELL, node_id), LOCALE["zh"][node_id]
+            assert found["title"] == expected["display_name"]
+            assert found["labels"] == {name: entry["name"] for name, entry in expected.get("inputs", {}).items()}
+            assert_help(tab, node_id, "zh")
+        assert tab.errors == []
+    finally:
+        tab.context.close()
+
+
+def assert_help(page, node_id, language):
+    """Select a node and press the button with the i, as a user does: the first line of its help page appears."""
+    page.evaluate("""type => {
+        app.graph.clear();
+        const node = LiteGraph.createNode(type);
+        app.graph.add(node);
+        node.pos = [300, 300];
+        app.canvas.ds.reset();
+        app.canvas.selectNode(node);
+        app.canvas.setDirty(true, true);
+    }""", node_id)
+    page.get_by_test_id("info-button").click()
+    text = (ROOT / "web" / "docs" / node_id / f"{language}.md").read_text(encoding="utf-8")
+    page.get_by_text(text.splitlines()[2].replace("`", "").replace("*", "")).wait_for()
