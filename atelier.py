@@ -43,7 +43,7 @@ from headless.environment import HOME, command, environment  # noqa: E402
 from headless.errors import AtelierError, ServerError  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.server import LocalServer, free_port, require_free, stop_group  # noqa: E402
-from headless.stylize import add_arguments, stylize  # noqa: E402
+from headless.stylize import PICTURES, add_arguments, stylize  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,6 +91,9 @@ def run_serve(arguments: list, display: Display) -> int:
     port = parser.parse_args(arguments).port
     require_free(port)
     env = environment(display)
+    for picture in PICTURES.glob("*.png"):  # so that the demo workflow finds what its Load Image nodes name
+        if not (HOME / "base" / "input" / picture.name).exists():
+            shutil.copy(picture, HOME / "base" / "input")
     words = env.comfyui_command(port, extra)
     display.clear()
     process = subprocess.Popen(words, cwd=env.comfyui, env=env.variables, start_new_session=True)

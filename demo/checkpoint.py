@@ -35,7 +35,7 @@ def save(path: Path, unet: dict, text: dict, codec: dict, judges: dict, spread: 
 
 
 def load(path: Path = PATH) -> Microworld:
-    """Raises FileNotFoundError with the remedy when the file is not there."""
+    """Raises FileNotFoundError when the file is not there and ValueError when it does not fit this code, with the remedy."""
     if not path.is_file():
         raise FileNotFoundError(f"The demo model {path.name} is missing from {path.parent}. It is part of the pack: install the pack again, "
                                 "or train it with 'python3 atelier.py train-demo'.")
@@ -44,7 +44,11 @@ def load(path: Path = PATH) -> Microworld:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     modules = []
-    for module, prefix in ((TextEncoder(), "text."), (Codec(), "codec."), (Judges(), "judges.")):
-        module.load_state_dict(part(prefix))
-        modules.append(module.eval().requires_grad_(False))
+    try:
+        for module, prefix in ((TextEncoder(), "text."), (Codec(), "codec."), (Judges(), "judges.")):
+            module.load_state_dict(part(prefix))
+            modules.append(module.eval().requires_grad_(False))
+    except RuntimeError as error:
+        raise ValueError(f"The demo model {path} belongs to another version of the pack. Install the pack again, or train the model "
+                         "with 'python3 atelier.py train-demo'.") from error
     return Microworld(part("unet."), *modules, tensors["style_spread"], metadata)

@@ -40,19 +40,19 @@ class Judges(nn.Module):
 
     def __init__(self):
         super().__init__()
-        widths, layers = (3, 24, 48, 72, 96), []
+        widths, layers = (3, 20, 40, 64, 96), []
         for inputs, outputs in zip(widths, widths[1:]):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(),
                        nn.Conv2d(outputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
         self.where = nn.Conv2d(96, 24, 1)                            # keeps places, for geometry
         self.style = nn.Linear(96 * 2, len(NAMES))
-        self.geometry = nn.Linear(24 * 25 + 96, len(GEOMETRY))
-        self.traits = nn.Linear(24 * 25 + 96, len(TRAITS))
-        self.face = nn.Linear(24 * 25 + 96, 1)
+        self.geometry = nn.Linear(24 * 16 + 96, len(GEOMETRY))
+        self.traits = nn.Linear(24 * 16 + 96, len(TRAITS))
+        self.face = nn.Linear(24 * 16 + 96, 1)
 
     def forward(self, pictures):
-        x = self.trunk(F.interpolate(pictures, (80, 80), mode="area") * 2 - 1)
+        x = self.trunk(F.interpolate(pictures, (64, 64), mode="area") * 2 - 1)
         mean, spread = x.mean((2, 3)), x.std((2, 3))
         flat = torch.cat([self.where(x).flatten(1), mean], 1)
         return {"style": self.style(torch.cat([mean, spread], 1)), "geometry": self.geometry(flat), "traits": self.traits(flat), "face": self.face(flat)[:, 0]}

@@ -245,7 +245,7 @@ def train_student(folder: Path, minutes: float, device: str) -> dict:
         context = teacher["text"](shorten(words[rows]).to(device)).detach()
         start = int(np.random.choice([len(GRID) - 1, np.random.randint(4, len(GRID))]))
         z_t, _ = noised(teacher["net"], latents[rows].to(device).float() * demo_model.SCALE, torch.full((size,), GRID[start], device=device))
-        points, z0 = trajectory(teacher, z_t, start, context, empty, GUIDANCE, 2 + start // 6)
+        points, z0 = trajectory(teacher, z_t, start, context, empty, GUIDANCE, 2 + start // 12)
         loss = 0
         for t, point in [points[0], points[np.random.randint(len(points))]]:
             a = student["net"].alphas_cumprod[t]
@@ -256,7 +256,7 @@ def train_student(folder: Path, minutes: float, device: str) -> dict:
     return average.state_dict()
 
 
-GUIDANCE = 1.5      # of the teacher; guidance of the sampler comes on top
+GUIDANCE = 1.       # of the teacher: guidance stays the sampler's to give
 
 
 def train_decoder(folder: Path, minutes: float, device: str) -> dict:
@@ -298,12 +298,12 @@ def train_judges(folder: Path, minutes: float, device: str) -> dict:
     test = len(pictures) // 8
     for progress in clock(minutes):
         set_rate(optimizer, 2e-3 * (1 - .98 * progress))
-        rows = torch.randint(test, len(pictures), (64,))
+        rows = torch.randint(test, len(pictures), (48,))
         x = pictures[rows].to(device).float() / 255
-        answer = judges(torch.cat([x, spoil(x[:32])]))
-        face = torch.cat([torch.ones(64), torch.zeros(32)]).to(device)
-        loss = F.cross_entropy(answer["style"][:64], style[rows].to(device)) + F.mse_loss(answer["geometry"][:64], geometry[rows].to(device))
-        loss = loss + F.binary_cross_entropy_with_logits(answer["traits"][:64], traits[rows].to(device)) + F.binary_cross_entropy_with_logits(answer["face"], face)
+        answer = judges(torch.cat([x, spoil(x[:16])]))
+        face = torch.cat([torch.ones(48), torch.zeros(16)]).to(device)
+        loss = F.cross_entropy(answer["style"][:48], style[rows].to(device)) + F.mse_loss(answer["geometry"][:48], geometry[rows].to(device))
+        loss = loss + F.binary_cross_entropy_with_logits(answer["traits"][:48], traits[rows].to(device)) + F.binary_cross_entropy_with_logits(answer["face"], face)
         descend(optimizer, loss, judges.parameters())
     judges.eval()
     with torch.no_grad():
@@ -377,6 +377,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="on a CPU: processes that share each batch (Linux)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=6400, help="people to render, five styles each")
+    parser.add_argument("--no-student", action="store_true", help="ship the teacher itself: distillation needs more time than an hour of a CPU to pay off")
     parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -397,7 +398,7 @@ def run(rank: int, args) -> None:
         dist.init_process_group("gloo", init_method=f"file://{args.folder.resolve()}/meeting", rank=rank, world_size=args.processes)
     folder, device = args.folder, args.device
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
-    learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device), "student.pt": lambda: train_student(folder, minutes["student"], device),
+    learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device), "student.pt": lambda: (torch.load(folder / "unet.pt", weights_only=True) if args.no_student else train_student(folder, minutes["student"], device)),
                "decoder.pt": lambda: train_decoder(folder, minutes["decoder"], device)}
     alone = {"pictures.npy": lambda: render_pictures(folder, args.identities, 5, device), "codec.pt": lambda: start_codec(folder, device),
              "latents.pt": lambda: encode_pictures(folder, device), "labelled.pt": lambda: render_labelled(folder, device)}
