@@ -319,7 +319,7 @@ def train_judges(folder: Path, minutes: float, device: str) -> dict:
     return {"judges": judges.state_dict(), "spread": spread, "scores": {name: round(float(value), 4) for name, value in scores.items()}}
 
 
-def render_labelled(folder: Path, device: str, identities: int = 1200, styles_each: int = 6) -> dict:
+def render_labelled(folder: Path, device: str, identities: int, styles_each: int = 6) -> dict:
     """uint8 pictures [N, 3, 128, 128] of all styles with identities and style numbers [N]; every other one went through the codec."""
     codec = Codec().to(device)
     codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True))
@@ -401,7 +401,7 @@ def run(rank: int, args) -> None:
     learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device), "student.pt": lambda: (torch.load(folder / "unet.pt", weights_only=True) if args.no_student else train_student(folder, minutes["student"], device)),
                "decoder.pt": lambda: train_decoder(folder, minutes["decoder"], device)}
     alone = {"pictures.npy": lambda: render_pictures(folder, args.identities, 5, device), "codec.pt": lambda: start_codec(folder, device),
-             "latents.pt": lambda: encode_pictures(folder, device), "labelled.pt": lambda: render_labelled(folder, device)}
+             "latents.pt": lambda: encode_pictures(folder, device), "labelled.pt": lambda: render_labelled(folder, device, max(16, args.identities // 5))}
     last = {"judges.pt": lambda: train_judges(folder, minutes["judges"], device)}
     for result, work in (alone | learned | last).items():
         done = (folder / result).exists()
