@@ -65,7 +65,7 @@ class Studio:
         noise = comfy.sample.prepare_noise(latents, seed)
         return comfy.sample.sample(model, noise, steps, cfg, "lcm", "simple", self.prompt(prompt), self.prompt(""), latents, denoise=denoise, seed=seed, disable_pbar=True)
 
-    def draw(self, prompt: str, count: int, steps: int = 4, cfg: float = 1.5, seed: int = 0) -> torch.Tensor:
+    def draw(self, prompt: str, count: int, steps: int = 4, cfg: float = 2., seed: int = 0) -> torch.Tensor:
         """Text to pictures."""
         return self.decode(self.sample(self.model, torch.zeros(count, 16, 16, 16), prompt, steps, cfg, 1., seed))
 
