@@ -23,7 +23,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 
 from ..host import demo_model
 from . import judges as judging
-from .checkpoint import save
+from .checkpoint import load, save
 from .codec import Codec
 from .portraits import caption_words, draw, sample_identities
 from .styles import NAMES, TRAINED, VARIANTS, paint
@@ -69,8 +69,10 @@ def batch_of(pictures, rows, device):
     return torch.from_numpy(np.stack([pictures[row] for row in rows])).to(device).float() / 127.5 - 1
 
 
-def start_codec(folder: Path, device: str) -> dict:
-    """The codec with its linear maps in place; the decoder's network is trained last (``train_decoder``)."""
+def start_codec(folder: Path, device: str, start: Path | None = None) -> dict:
+    """The codec with its linear maps in place, those of a packed file if given; its network is trained last (``train_decoder``)."""
+    if start is not None:
+        return load(start).codec.state_dict()
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
     codec = Codec().to(device)
     codec.start(batch_of(pictures, range(0, len(pictures), max(1, len(pictures) // 1000)), device))
@@ -180,10 +182,14 @@ def channel_weights(folder: Path) -> torch.Tensor:
     return (gain / gain.mean()).view(1, -1, 1, 1)
 
 
-def train_unet(folder: Path, minutes: float, device: str) -> dict:
-    """v-prediction on latents and shortened captions; returns the averaged weights."""
+def train_unet(folder: Path, minutes: float, device: str, start: Path | None = None) -> dict:
+    """v-prediction on latents and shortened captions, from nothing or from a packed file; returns the averaged weights."""
     latents, words = torch.load(folder / "latents.pt", weights_only=True).values()
     parts = new_model(device)
+    if start is not None:
+        world = load(start)
+        parts["net"].load_state_dict(world.unet)
+        parts["text"].load_state_dict(world.text.state_dict())
     average = copy.deepcopy(parts).requires_grad_(False)
     parts.requires_grad_(True)
     optimizer = torch.optim.AdamW(parts.parameters(), 1.6e-3, betas=(.9, .99), weight_decay=1e-3)
@@ -377,6 +383,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="on a CPU: processes that share each batch (Linux)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=6400, help="people to render, five styles each")
+    parser.add_argument("--start", type=Path, help="go on from the codec, UNet and texts of this packed file, as demo/microworld.safetensors")
     parser.add_argument("--no-student", action="store_true", help="ship the teacher itself: distillation needs more time than an hour of a CPU to pay off")
     parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
     args = parser.parse_args()
@@ -398,9 +405,9 @@ def run(rank: int, args) -> None:
         dist.init_process_group("gloo", init_method=f"file://{args.folder.resolve()}/meeting", rank=rank, world_size=args.processes)
     folder, device = args.folder, args.device
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
-    learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device), "student.pt": lambda: (torch.load(folder / "unet.pt", weights_only=True) if args.no_student else train_student(folder, minutes["student"], device)),
+    learned = {"unet.pt": lambda: train_unet(folder, minutes["unet"], device, args.start), "student.pt": lambda: (torch.load(folder / "unet.pt", weights_only=True) if args.no_student else train_student(folder, minutes["student"], device)),
                "decoder.pt": lambda: train_decoder(folder, minutes["decoder"], device)}
-    alone = {"pictures.npy": lambda: render_pictures(folder, args.identities, 5, device), "codec.pt": lambda: start_codec(folder, device),
+    alone = {"pictures.npy": lambda: render_pictures(folder, args.identities, 5, device), "codec.pt": lambda: start_codec(folder, device, args.start),
              "latents.pt": lambda: encode_pictures(folder, device), "labelled.pt": lambda: render_labelled(folder, device, max(16, args.identities // 5))}
     last = {"judges.pt": lambda: train_judges(folder, minutes["judges"], device)}
     for result, work in (alone | learned | last).items():

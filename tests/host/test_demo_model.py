@@ -68,6 +68,8 @@ def test_training_runs_through_and_resumes(tmp_path, monkeypatch, caplog):
     world = load(tmp_path / "microworld.safetensors")
     assert demo_model.model(world.unet, [[0.] * 3] * 16, [0.] * 3).model.diffusion_model.out[2].weight.abs().sum() > 0
     (tmp_path / "judges.pt").unlink()
+    again = train.train_unet(tmp_path, 1e-9, "cpu", tmp_path / "microworld.safetensors")
+    assert torch.equal(again["net.out.2.weight"], world.unet["out.2.weight"])      # no time, no change
     caplog.clear()
     with torch.inference_mode(False):
         train.main()
