@@ -5,6 +5,7 @@ import gc
 import statistics
 import time
 from dataclasses import replace
+from operator import truediv as ratio
 from pathlib import Path
 
 import comfy.model_management
@@ -25,6 +26,7 @@ from ..host.merge import merge_features
 
 KEY = "portrait_atelier.benchmark"
 TIMESTEP = 99
+CLOCKS = ("seconds", "cpu_seconds")
 # The paper's settings, and widget defaults for the rest.
 SEAC = dict(style_enhancement=1.2, strength=1.0, start=0.0, end=1.0, layers="auto", mask=None, style_share=0.5,
             per_group=False, cycle=False)
@@ -142,7 +144,8 @@ class Study:
 
 
 class Meter:
-    """Counts what runs inside `with`: rows of every UNet call (by a hook on the UNet), seconds, and FLOPs if asked to.
+    """Counts what runs inside `with`: rows of every UNet call (by a hook on the UNet), seconds by the clock and of this
+    process on CPUs, and FLOPs if asked to.
 
     FLOPs are torch's count of products and convolutions, a multiplication and an addition being two. Counting slows
     a run down, so time and FLOPs come from different runs.
@@ -172,12 +175,14 @@ class Meter:
     def now(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return len(self.rows), self.counter.get_total_flops() if self.counter else None, time.perf_counter()
+        return (len(self.rows), self.counter.get_total_flops() if self.counter else None, time.perf_counter(),
+                time.process_time())
 
     def since(self, before) -> dict:
-        calls, flops, seconds = self.now()
+        calls, flops, seconds, cpu = self.now()
         rows = self.rows[before[0]:]
-        return {"rows": sum(rows), "calls": len(rows), "flops": flops and flops - before[1], "seconds": seconds - before[2]}
+        return {"rows": sum(rows), "calls": len(rows), "flops": flops and flops - before[1], "seconds": seconds - before[2],
+                "cpu_seconds": cpu - before[3]}
 
     @contextlib.contextmanager
     def part(self, name: str):
@@ -227,7 +232,7 @@ def check_counter() -> None:
 def compare(model, size: int, steps: int, merge: float, rounds: int, say) -> dict:
     """Every variant: one run that counts (and warms up), then `rounds` timed ones, variants taking turns.
 
-    Ratios of times are medians over the rounds of the ratio within a round. All times are None without rounds.
+    All times are None without rounds.
     """
     study = Study(model, size, steps, merge)
     variants, pictures = {}, {}
@@ -246,19 +251,22 @@ def compare(model, size: int, steps: int, merge: float, rounds: int, say) -> dic
             timed[name].append(meter)
     for name, meters in timed.items():
         variant = variants[name]
-        variant["seconds"] = median(meter.total["seconds"] for meter in meters)
-        variant["all_seconds"] = [meter.total["seconds"] for meter in meters]
-        for i, part in enumerate(variant["parts"]):
-            part["seconds"] = median(meter.parts[i]["seconds"] for meter in meters)
+        for clock in CLOCKS:
+            variant["all_" + clock] = [meter.total[clock] for meter in meters]
+            variant[clock] = median(variant["all_" + clock])
+            for i, part in enumerate(variant["parts"]):
+                part[clock] = median(meter.parts[i][clock] for meter in meters)
         peaks = [meter.peak for meter in meters if meter.peak is not None]
         variant["peak_bytes"] = max(peaks, default=None)
     return {
         "size": size, "steps": steps, "merge": merge, "rounds": rounds, "variants": variants,
         "bank_bytes": study.bank_bytes(), "bank_bytes_unmerged": study.bank_bytes(merged=False),
         "step_flops": step_flops(variants["warm"]) / step_flops(variants["plain"]),
-        "step_time": median(step_seconds(warm) / step_seconds(plain) for warm, plain in zip(timed["warm"], timed["plain"])),
-        "time": {name: median(a.total["seconds"] / b.total["seconds"] for a, b in zip(timed[name], timed["plain"]))
-                 for name in timed},
+        # Medians over the rounds of the ratio to plain within a round, by either clock.
+        "step_time": {clock: median(map(ratio, map(step_time(clock), timed["warm"]), map(step_time(clock), timed["plain"])))
+                      for clock in CLOCKS},
+        "time": {name: {clock: median(map(ratio, variants[name]["all_" + clock], variants["plain"]["all_" + clock]))
+                        for clock in CLOCKS} for name in timed},
         "plain_differs_by": difference(pictures["plain"], pictures["warm"]),
         "recomputed_differs_by": difference(pictures["recomputed"], pictures["warm"]),
     }
@@ -277,8 +285,8 @@ def step_flops(variant: dict) -> float:
     return statistics.mean(part["flops"] for part in variant["parts"] if part["part"] == "step")
 
 
-def step_seconds(meter: Meter) -> float:
-    return statistics.median(part["seconds"] for part in meter.parts if part["part"] == "step")
+def step_time(clock: str):
+    return lambda meter: statistics.median(part[clock] for part in meter.parts if part["part"] == "step")
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
