@@ -6,6 +6,7 @@
     python3 atelier.py test [PYTEST ARGUMENTS]                             all tests
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
+    python3 atelier.py evaluate MANIFEST [ARGUMENTS]                       the papers' metrics (docs/evaluation.md)
 
 The first call sets everything up in .atelier/ beside this file: a virtual environment with torch, and ComfyUI.
 COMFYUI_PATH=FOLDER uses your own ComfyUI instead (with the Python in COMFYUI_PYTHON; without that, the one in the
@@ -189,12 +190,17 @@ def run_train_demo(arguments: list, display: Display) -> int:
     return environment(display).run_module("demo.train", *arguments)
 
 
+def run_evaluate(arguments: list, display: Display) -> int:
+    return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
+
+
 def split(arguments: list) -> tuple:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-demo": run_train_demo}
+COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-demo": run_train_demo,
+            "evaluate": run_evaluate}
 
 
 def interrupt(*_):

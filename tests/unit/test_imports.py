@@ -12,6 +12,7 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 RULES = {
     "attention": (set(), set()),
     "demo": ({"host", "attention"}, COMFY - {"comfy_api"}),
+    "evaluation": ({"host", "identity"}, set()),
     "headless": (set(), set()),
     "host": ({"attention"}, COMFY - {"comfy_api"}),
     "nodes": ({"host", "attention", "demo"}, {"comfy_api"}),

@@ -1,0 +1,62 @@
+"""CLIP ViT-L/14, which three metrics share."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, normalize, resize, to_tensor
+
+from .errors import EvaluationError, MissingWeights
+from .pictures import first_line
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
+TOKENS = 77
+
+
+class Clip:
+    """A CLIPModel from a folder (config.json, model.safetensors). Raises EvaluationError."""
+
+    def __init__(self, folder: Path, device):
+        from transformers import CLIPModel
+        try:
+            self.model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        except Exception as error:  # the library raises anything, down to KeyError
+            raise EvaluationError(f"{folder} cannot be read as a CLIP model: {first_line(error)}") from None
+        if report["missing_keys"]:  # the library would go on with random numbers
+            raise EvaluationError(f"{folder} is no whole CLIP model: {sorted(report['missing_keys'])[0]} is missing")
+        self.model = self.model.float().to(device).eval()
+        self.device, self.side = device, self.model.config.vision_config.image_size
+        self.width = self.model.config.projection_dim
+        self.tokenize = tokenizer()
+        self.text = lru_cache(maxsize=256)(self.text)
+
+    def image(self, picture: Image.Image) -> torch.Tensor:
+        """The embedding [D] of a picture, of length 1. The shorter side is scaled to 224 pixels, the middle is cut out."""
+        picture = center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side)
+        pixels = normalize(to_tensor(picture), MEAN, STD)[None].to(self.device)
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)[0], dim=0)
+
+    def text(self, words: str) -> torch.Tensor:
+        """The embedding [D] of a text, of length 1. CLIP reads 77 tokens; later ones are cut off."""
+        tokens = torch.tensor([token_ids(self.tokenize, words)], device=self.device)
+        return F.normalize(self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)[0], dim=0)
+
+
+def tokenizer():
+    """CLIP's tokenizer, from the files that ComfyUI has."""
+    from transformers import CLIPTokenizer
+    folder = Path(os.environ.get("COMFYUI_PATH", ".")) / "comfy" / "sd1_tokenizer"
+    if not (folder / "vocab.json").is_file():
+        raise MissingWeights(f"ComfyUI's CLIP vocabulary is not in {folder}: set COMFYUI_PATH to a ComfyUI")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def token_ids(tokenize, words: str) -> list[int]:
+    """Start, the words, end; at most 77."""
+    return tokenize(words, truncation=True, max_length=TOKENS)["input_ids"]

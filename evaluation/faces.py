@@ -1,0 +1,84 @@
+"""Faces: is there one, and is it the same person's?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import pictures
+from .errors import EvaluationError, MissingWeights, Undefined
+
+
+def load_analysis(tools):
+    """insightface with the pack, from `models/insightface`. Raises MissingWeights."""
+    folder = tools.find("faces", tools.face_pack, places=("insightface/models", "insightface"))
+    try:
+        from insightface.app import FaceAnalysis
+    except ImportError:
+        raise MissingWeights("the package insightface is not installed") from None
+    analysis = FaceAnalysis(name=str(folder.resolve()), allowed_modules=["detection", "recognition"])
+    analysis.prepare(ctx_id=-1, det_size=(640, 640))
+    return analysis
+
+
+class Faces:
+    """The most certain face of a picture. Each picture is analysed once."""
+
+    def __init__(self, tools):
+        self.analysis, self.seen = load_analysis(tools), {}
+
+    def best(self, path):
+        """The face (bbox, normed_embedding) with the highest detection score, as FastFace's published code takes; or None."""
+        if path not in self.seen:
+            bgr = np.ascontiguousarray(np.asarray(pictures.load(path))[..., ::-1])
+            faces = self.analysis.get(bgr)
+            self.seen[path] = max(faces, key=lambda face: face.det_score, default=None)
+        return self.seen[path]
+
+
+class Identity:
+    """Cosine of the faces' embeddings in generated picture and identity photo, from -1 to 1; FastFace's column ID."""
+
+    name, needs, better = "identity", ("generated", "identity"), "up"
+
+    def __init__(self, tools):
+        self.faces = tools.faces
+
+    def __call__(self, item: dict) -> float:
+        person = self.faces.best(item["identity"])
+        if person is None:
+            raise EvaluationError(f"{item['identity']} shows no face to compare with")
+        face = self.faces.best(item["generated"])
+        if face is None:
+            raise Undefined("no face in the generated picture")  # face_fails counts it; the mean leaves it out
+        return float(np.asarray(person.normed_embedding, np.float64) @ np.asarray(face.normed_embedding, np.float64))
+
+
+class FaceFails:
+    """1 where no face is found in the generated picture, else 0; their sum is FastFace's column FFC."""
+
+    name, needs, better = "face_fails", ("generated", "identity"), "down"
+
+    def __init__(self, tools):
+        self.faces = tools.faces
+
+    def __call__(self, item: dict) -> float:
+        return float(self.faces.best(item["generated"]) is None)
+
+
+class FaceStyle:
+    """CLIP score of the generated face, cut out, with the prompt's words for the style; FastFace's FCS (table 2)."""
+
+    name, needs, better = "face_style", ("generated", "style_prompt"), "up"
+
+    def __init__(self, tools):
+        self.faces, self.clip = tools.faces, tools.clip
+
+    def __call__(self, item: dict) -> float:
+        face, picture = self.faces.best(item["generated"]), pictures.load(item["generated"])
+        if face is None:
+            raise Undefined("no face in the generated picture")
+        left, top, right, bottom = (int(number) for number in face.bbox)
+        box = (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise Undefined("the face lies outside the generated picture")
+        return float(self.clip.image(picture.crop(box)) @ self.clip.text(item["style_prompt"]))

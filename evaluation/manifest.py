@@ -1,0 +1,66 @@
+"""The list of what to measure: a JSON file with, for each method, its generated pictures and what they were made from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from .errors import EvaluationError
+
+PICTURES = ("generated", "identity", "content", "style")
+TEXTS = ("prompt", "style_prompt")
+NUMBERS = ("seconds", "fine_tuning_seconds")
+
+
+def read(path: Path) -> dict[str, list[dict]]:
+    """Method name -> items; the pictures' paths, relative to the file, become whole ones. Raises EvaluationError.
+
+    Whether the pictures can be read shows when they are measured: one bad picture must not lose the others.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"the manifest {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        methods = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"the manifest {path} is no JSON: {error}") from None
+    if not isinstance(methods, dict) or not methods:
+        raise EvaluationError(f"the manifest {path} must be an object of method name -> list of items, with at least one method")
+    for name, items in methods.items():
+        if not isinstance(items, list) or not items:
+            raise EvaluationError(f"the manifest {path}: method {name!r} must be a list with at least one item")
+        for number, item in enumerate(items):
+            fault = fault_of(item)
+            if fault:
+                raise EvaluationError(f"the manifest {path}: method {name!r}, item {number}: {fault}")
+    return {name: [{key: path.parent / value if key in PICTURES else value for key, value in item.items()} for item in items]
+            for name, items in methods.items()}
+
+
+def fault_of(item) -> str | None:
+    if not isinstance(item, dict):
+        return "an item must be an object"
+    for key, value in item.items():
+        if key not in (*PICTURES, *TEXTS, *NUMBERS):
+            return f"unknown key {key!r}: there are {', '.join((*PICTURES, *TEXTS, *NUMBERS))}"
+        if key in NUMBERS:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                return f"{key} must be a number of seconds, not {json.dumps(value)}"
+        elif not isinstance(value, str) or not value.strip():
+            return f"{key} must be a text that is not empty, not {json.dumps(value)}"
+    return None if "generated" in item else "the key 'generated' is missing: the path of the picture to measure"
+
+
+def without_repeats(pairs: list) -> dict:
+    # json would keep the last of two equal keys and drop the first without a word.
+    keys = [key for key, _ in pairs]
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]!r} appears twice in one object")
+    return dict(pairs)
+
+
+def refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON number")
