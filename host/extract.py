@@ -59,17 +59,16 @@ def main_prompt(conditioning: list, name: str) -> list:
     return [[embedding, {key: value for key, value in options.items() if key not in PARTIAL}]]
 
 
-def check_latent(model, latent: torch.Tensor) -> None:
+def check_latent(model, latent: torch.Tensor, node: str = "Consistency Feature Extract") -> None:
     """Raises ValueError for a latent that holds no picture or does not belong to this model."""
     channels = model.model.latent_format.latent_channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise ValueError(f"The latent has shape {tuple(latent.shape)}, but {family(model)} takes [images, {channels}, height, "
                          "width]. Encode the picture with the VAE of this checkpoint.")
     if latent.numel() == 0 or not latent.any():
-        raise ValueError("The latent of Consistency Feature Extract is empty. Connect a VAE Encode of the picture "
-                         "instead of an empty latent.")
+        raise ValueError(f"The latent of {node} is empty. Connect a VAE Encode of the picture instead of an empty latent.")
     if not torch.isfinite(latent).all():
-        raise ValueError("The latent of Consistency Feature Extract holds NaN or infinite values. Look at the picture and the VAE "
+        raise ValueError(f"The latent of {node} holds NaN or infinite values. Look at the picture and the VAE "
                          "(a half-precision VAE may overflow).")
 
 

@@ -25,18 +25,19 @@ def attention_layers(model) -> dict[LayerId, LayerInfo]:
     Raises ValueError when the model is not an SD1, SD2 or SDXL UNet.
     """
     unet = getattr(model.model, "diffusion_model", None)
-    transformers = _transformers(unet) if isinstance(unet, UNetModel) else []
-    if not transformers or any(isinstance(module, SpatialVideoTransformer) for _, module in transformers):
-        raise ValueError(f"ZePo needs a UNet of the SD1, SD2 or SDXL family, but this model is {family(model)}. "
+    found = transformers(unet) if isinstance(unet, UNetModel) else []
+    if not found or any(isinstance(module, SpatialVideoTransformer) for _, module in found):
+        raise ValueError(f"This node needs a UNet of the SD1, SD2 or SDXL family, but this model is {family(model)}. "
                          "Load an SD1.5, SD2.1 or SDXL checkpoint.")
     return {
         (*block, index): LayerInfo(layer.attn1.to_k.in_features, layer.attn1.to_k.bias is not None)
-        for block, module in transformers
+        for block, module in found
         for index, layer in enumerate(module.transformer_blocks)
     }
 
 
-def _transformers(unet) -> list[tuple[tuple[str, int], SpatialTransformer]]:
+def transformers(unet) -> list[tuple[tuple[str, int], SpatialTransformer]]:
+    """The spatial transformers of a UNet in forward order, each with its block such as ("output", 4)."""
     blocks = [(("input", i), block) for i, block in enumerate(unet.input_blocks)]
     blocks += [(("middle", 0), unet.middle_block)] if unet.middle_block is not None else []
     blocks += [(("output", i), block) for i, block in enumerate(unet.output_blocks)]

@@ -3,3 +3,7 @@ from comfy_api.latest import io
 ConsistencyFeaturesType = io.Custom("CONSISTENCY_FEATURES")
 CATEGORY = "Portrait Atelier/ZePo"
 MAX_SEED = 2**64 - 1
+
+TrajectoryType = io.Custom("ATELIER_TRAJECTORY")
+BranchesType = io.Custom("ATELIER_BRANCHES")
+DIFFSTYLER = "Portrait Atelier/DiffStyler"

@@ -5,12 +5,16 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
+import comfy_extras.nodes_custom_sampler
 import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 
 from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract
+from portrait_atelier.nodes.cross_injection import LoRACrossInjection
+from portrait_atelier.nodes.mask_blend import FastSAMMaskBlend
 from portrait_atelier.nodes.seac_patch import SEACPatch
+from portrait_atelier.nodes.source_trajectory import SourceTrajectory
 from portrait_atelier.nodes.token_merge import TokenMerge
 
 
@@ -85,6 +89,59 @@ class Studio:
         noise = comfy.sample.prepare_noise(latent, seed)
         return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive or self.positive,
                                    negative or self.negative, latent, denoise=denoise, seed=seed, disable_pbar=True)
+
+
+class Desk:
+    """A model, a picture and prompts: what the ComfyUI graph around DiffStyler's nodes does."""
+
+    def __init__(self, model, side=8):
+        self.model = model
+        pooled = {"pooled_output": random(1, 1280, seed=9)}
+        self.empty, self.negative, *self.prompts = ([[random(1, 77, 64, seed=seed), dict(pooled)]] for seed in (11, 12, 13, 14))
+        self.latent = {"samples": random(1, 4, side, side, seed=3)}
+
+    def lora(self, seed=0, rank=4, targets=("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v"), size=0.5):
+        """A LoRA file's tensors for every module whose name ends in one of `targets`."""
+        tensors = {}
+        for number, (name, module) in enumerate(self.model.model.named_modules()):
+            if name.endswith(tuple(targets)):
+                wide = module.weight.ndim == 4
+                inputs, outputs = module.weight.shape[1], module.weight.shape[0]
+                down, up = random(rank, inputs, seed=seed * 1000 + number) / inputs**0.5, random(outputs, rank, seed=seed * 1000 + 500 + number)
+                tensors[f"{name}.lora_down.weight"] = down[..., None, None] if wide else down
+                tensors[f"{name}.lora_up.weight"] = (up[..., None, None] if wide else up) * size / rank**0.5
+                tensors[f"{name}.alpha"] = torch.tensor(rank * 0.8)
+        return tensors
+
+    def source(self, model=None, latent=None, prompt=None, mode="forward", steps=4, **options):
+        return SourceTrajectory.execute(model or self.model, latent or self.latent, prompt or self.empty, mode=mode, steps=steps, **options)[0]
+
+    def branch(self, prompt=None, branches=None, **options):
+        return FastSAMMaskBlend.execute(prompt or self.prompts[0], branches, **options)[0]
+
+    def inject(self, source, branches, model=None, negative=None, cfg=2.0, **options):
+        """The outputs of LoRA Cross-Injection."""
+        return LoRACrossInjection.execute(model or self.model, source, branches, negative or self.negative, cfg=cfg, **options).result
+
+    def run(self, outputs, noise=None):
+        """SamplerCustomAdvanced: the final LATENT's samples."""
+        guider, sampler, sigmas, latent, _ = outputs
+        noise = noise or comfy_extras.nodes_custom_sampler.DisableNoise.execute()[0]
+        return comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
+
+    def sample(self, source, branches, **options):
+        return self.run(self.inject(source, branches, **options))
+
+
+@pytest.fixture(scope="session")
+def make_desk():
+    """Plain epsilon sampling, as for SD1.5 without LCM."""
+    return lambda family="nano", seed=0, side=8: Desk(build(family, seed), side)
+
+
+@pytest.fixture(scope="session")
+def desk(make_desk):
+    return make_desk()
 
 
 def lcm(model):
