@@ -45,9 +45,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--device", choices=["auto", "cpu"], default="auto", help="auto: CUDA if torch has it (default)")
     add("--folder", type=Path, default=Path(), help=argparse.SUPPRESS)  # atelier.py's: what relative paths start from
     options = parser.parse_args(words)
-    for name in ("manifest", "output"):
-        setattr(options, name, options.folder / getattr(options, name).expanduser())
-    options.models = [options.folder / folder.expanduser() for folder in options.models]
+
+    def whole(path: Path) -> Path:
+        return Path(os.path.abspath(options.folder / path.expanduser()))
+
+    options.manifest, options.output = whole(options.manifest), whole(options.output)
+    options.models = list(map(whole, options.models))
     return options
 
 
@@ -73,6 +76,7 @@ def metrics_for(methods: dict, options, say) -> tuple[list, dict, dict, bool]:
             loaded.append(metric(tools, options.lpips) if metric is Lpips else metric(tools))
         except EvaluationError as error:
             skipped[metric.name] = str(error)
+            tools.used.pop(metric.name, None)
             broken = broken or not isinstance(error, MissingWeights)
             say(f"{metric.name} is skipped: {error}")
     return loaded, skipped, tools.used, broken

@@ -61,7 +61,7 @@ class Tools:
                 if (place / name).exists():
                     self.used.setdefault(metric, []).append(str(place / name))
                     return place / name
-        raise MissingWeights(f"{' or '.join(names)} is not in {', '.join(map(str, searched))}")
+        raise MissingWeights(f"{' or '.join(names)} is not in {', '.join(map(str, searched))} (docs/evaluation.md: where it comes from)")
 
     @cached_property
     def clip(self):
