@@ -7,3 +7,8 @@ MAX_SEED = 2**64 - 1
 TrajectoryType = io.Custom("ATELIER_TRAJECTORY")
 BranchesType = io.Custom("ATELIER_BRANCHES")
 DIFFSTYLER = "Portrait Atelier/DiffStyler"
+
+FaceAnalysisType = io.Custom("FACE_ANALYSIS")  # any object with .get(bgr) -> faces with bbox, kps, normed_embedding, det_score
+FaceAdapterType = io.Custom("FACE_ADAPTER")
+FaceIdentityType = io.Custom("FACE_IDENTITY")
+FASTFACE = "Portrait Atelier/FastFace"
