@@ -129,7 +129,6 @@ def text(name: str, result: dict) -> str:
 
 def write(path: Path, report: dict) -> None:
     """Wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     os.replace(part, path)
@@ -137,8 +136,10 @@ def write(path: Path, report: dict) -> None:
 
 def evaluate(options, say) -> int:
     methods = read(options.manifest)
-    if options.output.is_dir():
-        raise EvaluationError(f"--output {options.output} is a folder: give a file")
+    # Now, and not after hours of measuring.
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.is_dir() or not os.access(options.output.parent, os.W_OK):
+        raise EvaluationError(f"--output {options.output} cannot be written: give a file in a folder of yours")
     metrics, skipped, files, broken = metrics_for(methods, options, say)
     import torch
     from tqdm import tqdm
@@ -149,7 +150,8 @@ def evaluate(options, say) -> int:
             for name, item in tqdm(jobs, "Measure", unit="picture", disable=None):
                 done[name].append(measure(item, metrics))
                 for error in done[name][-1]["errors"]:
-                    say(f"{name}, item {len(done[name]) - 1}: {error}")
+                    with tqdm.external_write_mode(file=sys.stderr):  # does not run into the bar
+                        say(f"{name}, item {len(done[name]) - 1}: {error}")
     except KeyboardInterrupt:
         interrupted = True
     results = {name: {**summary(items), "items": items} for name, items in done.items() if items}

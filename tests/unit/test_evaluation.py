@@ -380,6 +380,14 @@ def test_values_that_are_no_numbers_are_told_and_left_out(tmp_path, monkeypatch,
     assert "no value for 2" in capsys.readouterr().out
 
 
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path, capsys):
+    (tmp_path / "m.json").write_text('{"A": [{"generated": "a.png", "seconds": 1}]}')
+    for output in (tmp_path, tmp_path / "m.json" / "x.json"):
+        assert run.main([str(tmp_path / "m.json"), "--output", str(output), "--models", str(tmp_path)]) == 2
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1 and not out and str(tmp_path) in err
+
+
 def test_nothing_measured_is_code_1_and_says_so(tmp_path, capsys):
     picture(tmp_path / "a.png")
     code, report = evaluate(tmp_path, {"A": [{"generated": "a.png"}]}, "--models", tmp_path)
