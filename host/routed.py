@@ -83,13 +83,14 @@ class Routed:
 
     @contextlib.contextmanager
     def call(self, plan: Plan):
-        """Around one model call with `len(plan.rows)` rows. Raises ValueError when no hook was reached."""
-        self.local.plan, self.local.reached = plan, False
+        """Around one model call with `len(plan.rows)` rows. Raises ValueError when some hook was not reached."""
+        self.local.plan, self.local.reached = plan, set()
         try:
             yield
-            if self.handles and not self.local.reached:
-                raise ValueError("LoRA Cross-Injection was bypassed: the model was compiled before. Put Torch Compile away, or run it first "
-                                 "with this node.")
+            missed = len(self.handles) - len(self.local.reached)
+            if missed:
+                raise ValueError(f"LoRA Cross-Injection did not reach {missed} of {len(self.handles)} modules: another patch skips them or the "
+                                 "model was compiled before. Take Torch Compile and block-skipping nodes off this model.")
         finally:
             self.local.plan = None
 
@@ -102,7 +103,7 @@ class Routed:
             plan = getattr(self.local, "plan", None)
             if plan is None:
                 return
-            self.local.reached = True
+            self.local.reached.add(name)
             if out.shape[0] != len(plan.rows):
                 raise ValueError(f"LoRA Cross-Injection expected {len(plan.rows)} rows in {name}, but found {out.shape[0]}: another "
                                  "patch (HyperTile?) regroups them. Take it off this model.")
