@@ -495,6 +495,7 @@ def test_compiled_models(desk, tensor, apart):
     try:
         compiled = torch.compile(inside, backend="eager")
         assert apart(call(x, x, prompts, rows, Compiling(desk.model.model, call.job.loras, call.job.kinds)), expected) < TOLERANCE
+        torch.compiler.reset()
         attn.to_out = compiled = torch.compile(inside, backend="eager")
         for _ in range(2):
             call.model(x.expand(3, -1, -1, -1), desk.empty[0][0].expand(3, -1, -1))
