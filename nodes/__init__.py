@@ -4,6 +4,8 @@ from comfy_api.latest import ComfyExtension
 
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .demo_model_loader import DemoModelLoader
+from .scale_power_attention import ScalePowerAttention
+from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
 from .token_merge import TokenMerge
 
@@ -12,6 +14,8 @@ NODES = [
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
+    ScalePowerAttention,
+    ScheduledSoftmaxAttention,
 ]
 
 

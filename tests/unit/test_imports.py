@@ -15,8 +15,8 @@ RULES = {
     "evaluation": ({"host", "identity"}, set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),
-    "host": ({"attention", "guidance"}, COMFY - {"comfy_api"}),
-    "nodes": ({"host", "attention", "demo"}, {"comfy_api"}),
+    "host": ({"attention", "guidance", "identity"}, COMFY - {"comfy_api"}),
+    "nodes": ({"host", "attention", "guidance", "identity", "demo"}, {"comfy_api"}),
     "": ({"nodes"}, set()),
 }
 

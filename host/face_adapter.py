@@ -1,0 +1,194 @@
+"""Face Adapter Apply: FaceID's decoupled cross-attention and its LoRA on a UNet.
+
+The identity's keys and values are a few tokens per layer and depend on nothing that happens during sampling. They are
+projected once, when the node runs, so that none of the adapter's weights are needed afterwards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import comfy.lora
+import torch
+
+from ..attention.blocks import LayerId
+from ..attention.masks import mask_on_grid
+from ..identity.adapter import FaceAdapter
+from ..identity.faces import FaceIdentity
+from .attention_processors import cross_attention_numbers
+from .calls import CALL
+from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
+from .log import log
+from .unet import attention_layers, family, transformers
+
+NODE = "Face Adapter Apply"
+BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
+ID_OFF = 1  # the place of the negative prompt in a call; other packs' adapters agree
+
+
+@dataclass(frozen=True, eq=False)
+class KeyValue:
+    """K' and V' of one layer, [1, tokens, channels] each: of the person, and of nobody."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    null_key: torch.Tensor
+    null_value: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FaceBranch:
+    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin."""
+
+    layers: Mapping[LayerId, KeyValue]
+    first_tokens: range
+    weight: float
+    start: float
+    end: float
+    mask: torch.Tensor | None
+
+    def holds(self, layer):
+        return layer in self.layers
+
+    def output(self, text, q, k, v, extra, layer, transform):
+        call = extra[CALL]
+        if layer not in self.layers or not call.within(self.start, self.end):
+            return None
+        slots = extra["cond_or_uncond"]
+        rows = q.shape[0] // len(slots)
+        mask = None
+        if self.mask is not None:
+            mask = self.mask_rows(call, rows, q, extra)
+            if mask is None:
+                return None
+        kv = self.layers[layer]
+
+        def chunks(person: torch.Tensor, nobody: torch.Tensor) -> torch.Tensor:
+            return torch.cat([call.moved(nobody if slot == ID_OFF else person, q).expand(rows, -1, -1) for slot in slots])
+
+        out = self.weight * attend(q, chunks(kv.key, kv.null_key), chunks(kv.value, kv.null_value), extra, transform, self.first_tokens)
+        return out if mask is None else out * mask.repeat(len(slots), 1)[..., None]
+
+    def mask_rows(self, call, rows: int, q, extra) -> torch.Tensor | None:
+        """The mask at the queries of one chunk, [rows, queries]: mask i mod masks for picture i; None where it cannot be placed."""
+        height, width = extra["activations_shape"][-2:]
+        if call.cropped or q.shape[1] != height * width:
+            call.run.warn(f"{NODE}: a mask cannot be placed on a part of the picture or on merged queries; its identity sits out there.")
+            return None
+        key = (id(self.mask), height, width, q.device, q.dtype)
+        if key not in call.run.moved:
+            call.run.moved[key] = mask_on_grid(self.mask, (height, width)).to(q)
+        placed = call.run.moved[key]
+        window = extra.get("context_window")
+        pictures = range(rows)
+        if window is not None and window.dim == 0:
+            pictures = window.get_tensor(torch.arange(window.total_frames)).tolist()
+        return placed[[picture % len(placed) for picture in pictures]]
+
+
+def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: float, lora_strength: float, shortcut: float, start: float,
+            end: float, mask: torch.Tensor | None, skip_middle: bool):
+    """A clone of `model` that draws this person. Nothing is installed without a face, or with both strengths 0.
+
+    weight: lambda of equation (3); lora_strength: of the LoRA in the adapter's file, a weight patch on the clone (so start,
+    end and mask do not apply to it); shortcut: weight of the CLIP path of FaceID-Plus-v2; mask: [images, height, width].
+    Raises ValueError for an adapter of another model and an identity that lacks what the adapter needs.
+    """
+    layers = check_fit(model, adapter)
+    clone = model.clone()
+    if not identity.found or weight == lora_strength == 0:
+        if not identity.found:
+            log.warning("%s: no face was found in the photo, so the model stays as it is.", NODE)
+        clone.set_attachments(ADAPTER_OFF, True)
+        return clone
+    check_identity(adapter, identity)
+    if lora_strength != 0:
+        add_lora(clone, adapter, lora_strength)
+    if start >= end:
+        log.warning("%s: start %.3g is not before end %.3g, so only its LoRA acts.", NODE, start, end)
+    if skip_middle:
+        layers = {layer: number for layer, number in layers.items() if layer[0] != "middle"}
+    if weight == 0 or start >= end or not layers:
+        clone.set_attachments(ADAPTER_OFF, True)
+        return clone
+    if mask is not None and bool((mask >= 1).all()):
+        mask = None
+    person, nobody, first_tokens = identity_tokens(adapter, identity, shortcut)
+    projected = {layer: project(adapter, number, person, nobody) for layer, number in layers.items()}
+    branch = FaceBranch(projected, first_tokens, weight, start, end, mask)
+    change_slots(clone, list(layers), list(attention_layers(model)),
+                 lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
+    return clone
+
+
+def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
+    """The number of the adapter's keys and values for every cross-attention of the model.
+
+    Raises ValueError when the adapter was made for another model.
+    """
+    layers = {layer: number for number, layer in cross_attention_numbers(model).items()}
+    sizes = {(*block, index): (transformer.attn2.to_k.out_features, transformer.attn2.to_k.in_features)
+             for block, module in transformers(model.model.diffusion_model)
+             for index, transformer in enumerate(module.transformer_blocks)}
+    wanted = {layers[layer]: size for layer, size in sizes.items()}
+    held = {number: tuple(key.shape) for number, (key, _) in adapter.keys_values.items()}
+    if wanted != held:
+        raise ValueError(f"{NODE}: '{adapter.name}' is an adapter for {BASES.get(adapter.base, 'another model')}, but this model is "
+                         f"{family(model)} ({len(wanted)} layers, text width {next(iter(sizes.values()))[1]}; the adapter has {len(held)} layers, "
+                         f"width {adapter.width}). Load the adapter made for this model's family.")
+    return layers
+
+
+def check_identity(adapter: FaceAdapter, identity: FaceIdentity) -> None:
+    if not adapter.plus:
+        return
+    if identity.clip is None:
+        raise ValueError(f"{NODE}: '{adapter.name}' is a FaceID-Plus adapter and needs the CLIP features of the face. Connect clip_vision "
+                         "(CLIP-ViT-H-14) to Face Identity Encode.")
+    if identity.clip.shape[-1] != adapter.clip_width:
+        raise ValueError(f"{NODE}: '{adapter.name}' needs CLIP features of width {adapter.clip_width}, but the identity has width "
+                         f"{identity.clip.shape[-1]}. Load CLIP-ViT-H-14 (width 1280) for clip_vision of Face Identity Encode.")
+
+
+def identity_tokens(adapter: FaceAdapter, identity: FaceIdentity, shortcut: float) -> tuple[torch.Tensor, torch.Tensor, range]:
+    """The tokens of all people in a row and those of nobody, [1, people * tokens, width] each, and where each person begins.
+
+    Nobody is a zero embedding through the same projection, with the CLIP features of a grey picture (FastFace's null identity).
+    """
+    faces = len(identity.embedding)
+    clip, grey = (identity.clip, identity.grey.expand(faces, -1, -1)) if adapter.plus else (None, None)
+    with torch.no_grad():
+        person, nobody = (adapter.projection(embedding, pictures, shortcut)
+                          for embedding, pictures in ((identity.embedding, clip), (torch.zeros_like(identity.embedding), grey)))
+    return person.flatten(0, 1)[None], nobody.flatten(0, 1)[None], range(0, faces * person.shape[1], person.shape[1])
+
+
+def project(adapter: FaceAdapter, number: int, person: torch.Tensor, nobody: torch.Tensor) -> KeyValue:
+    """K' = tokens to_k_ip^T and V' = tokens to_v_ip^T of one layer, in the precision of the tokens."""
+    to_k, to_v = (weight.to(person) for weight in adapter.keys_values[number])
+    return KeyValue(*(tokens @ weight.T for tokens in (person, nobody) for weight in (to_k, to_v)))
+
+
+def add_lora(model, adapter: FaceAdapter, strength: float) -> None:
+    """The LoRA of the adapter's file as an ordinary weight patch on `model`, a fresh clone.
+
+    The file counts attention modules ("3.to_q_lora.down.weight"); ComfyUI's loader takes the modules' own names.
+    """
+    if not adapter.lora:
+        log.warning("%s: '%s' holds no LoRA, so lora_strength does nothing.", NODE, adapter.name)
+        return
+    paths = {module: path for path, module in model.model.named_modules()}
+    blocks = {(*block, index): paths[transformer] for block, module in transformers(model.model.diffusion_model)
+              for index, transformer in enumerate(module.transformer_blocks)}
+    attention = {}
+    for number, layer in cross_attention_numbers(model).items():
+        attention[number - 1], attention[number] = f"{blocks[layer]}.attn1", f"{blocks[layer]}.attn2"
+
+    def renamed(key: str) -> str:
+        number, rest = key.split(".", 1)
+        return f"{attention.get(int(number))}.{rest.replace('to_out_lora', 'to_out.0_lora')}"
+
+    loaded = comfy.lora.load_lora({renamed(key): value for key, value in adapter.lora.items()},
+                                  comfy.lora.model_lora_keys_unet(model.model, {}))
+    if 2 * len(model.add_patches(loaded, strength)) != len(adapter.lora):
+        raise ValueError(f"{NODE}: the LoRA in '{adapter.name}' does not fit this model ({family(model)}). Load the adapter made for this "
+                         "model's family, or set lora_strength 0.")
