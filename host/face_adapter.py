@@ -4,21 +4,25 @@ The identity's keys and values are a few tokens per layer and depend on nothing 
 projected once, when the node runs, so that none of the adapter's weights are needed afterwards.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import comfy.lora
 import torch
 
 from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
-from ..identity.adapter import FaceAdapter
-from ..identity.faces import FaceIdentity
-from .attention_processors import cross_attention_numbers
 from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
 from .log import log
 from .unet import attention_layers, family, transformers
+
+if TYPE_CHECKING:
+    from ..identity.adapter import FaceAdapter
+    from ..identity.faces import FaceIdentity
 
 NODE = "Face Adapter Apply"
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
@@ -118,6 +122,13 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     change_slots(clone, list(layers), list(attention_layers(model)),
                  lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
     return clone
+
+
+def cross_attention_numbers(model) -> dict[int, LayerId]:
+    """Which layer's attn2 has the adapter's number n: diffusers counts encoder, decoder, then the middle; attn1 is even, attn2 odd."""
+    layers = list(attention_layers(model))
+    ordered = [layer for part in ("input", "output", "middle") for layer in layers if layer[0] == part]
+    return {2 * place + 1: layer for place, layer in enumerate(ordered)}
 
 
 def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension
 
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .demo_model_loader import DemoModelLoader
+from .face_adapter_apply import FaceAdapterApply
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -14,6 +15,7 @@ NODES = [
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
+    FaceAdapterApply,
     ScalePowerAttention,
     ScheduledSoftmaxAttention,
 ]

@@ -21,8 +21,8 @@ SCHEMAS = {schema.node_id: schema for schema in schemas()}
 
 
 def test_the_set_of_nodes():
-    assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierScalePowerAttention",
-            "AtelierScheduledSoftmaxAttention"} <= set(SCHEMAS)
+    assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
+            "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention"} <= set(SCHEMAS)
     assert all(node_id.startswith("Atelier") for node_id in SCHEMAS)
 
 
