@@ -1,0 +1,226 @@
+"""Decoupled guidance inside ComfyUI: three predictions per query instead of two, in one model call.
+
+The model gets one wrapper, around the sampling run. It installs the rest for that run only, where it can see whether another
+node owns the guidance, whichever came first. ComfyUI's own order of things stays: pre-CFG functions, guidance, post-CFG functions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.samplers
+import node_helpers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..guidance import decoupled as maths
+from ..guidance.decoupled import FORMULATIONS, IDENTITY, Row
+from ..guidance.schedule import step_count, step_of, value_at
+from .log import log
+
+NODE = "Decoupled CFG"
+KEY = "portrait_atelier.dcg"
+ROUTES = KEY + ".routes"
+QUERY = KEY + ".query"
+COUPLED_ROWS = "pa_coupled_rows"  # attention maps of one row depend on the others: none may be left out
+
+# Place of each row in ComfyUI's list (positive, negative, a third one), as an index into the formulation's rows.
+SLOTS = {"DCG_1": (2, 0, 1), "DCG_2": (2, 0, 1), "DCG_3": (1, 0, 2)}
+ID_ON, ID_OFF = 0, 1  # identity adapters take the first place in a call for the person and the second for nobody
+
+
+@dataclass(frozen=True, eq=False)
+class DecoupledCFG:
+    """alpha and beta: values over the steps; phi of equation (6); rescale_all: also in steps where alpha = beta = 1;
+    separate: rows whose place tells adapters the wrong thing get model calls of their own."""
+
+    formulation: str
+    alpha: tuple[float, ...]
+    beta: tuple[float, ...]
+    phi: float
+    rescale_all: bool
+    separate: bool
+
+    @property
+    def rows(self) -> tuple[Row, Row, Row]:
+        """The rows in the order of ComfyUI's list."""
+        return tuple(FORMULATIONS[self.formulation][place] for place in SLOTS[self.formulation])
+
+    def at(self, sigma: float, sample_sigmas) -> tuple[tuple[float, float, float], bool]:
+        """Coefficients in the order of the equation, and whether equation (6) applies, where the model is asked about `sigma`."""
+        step, steps = step_of(sigma, sample_sigmas), step_count(sample_sigmas)
+        alpha, beta = value_at(self.alpha, step, steps), value_at(self.beta, step, steps)
+        rescaled = self.phi > 0 and (self.rescale_all or (alpha, beta) != (1, 1))
+        return maths.coefficients(self.formulation, alpha, beta), rescaled
+
+
+def patched(model, dcg: DecoupledCFG):
+    """A clone of `model` that is guided by `dcg` in every guider that leaves guidance to the model, at any CFG."""
+    clone = model.clone()
+    if clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        log.warning("%s: this model has a Decoupled CFG already; the later one counts.", NODE)
+        clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+
+    def guide_run(executor, *args, **kwargs):
+        install(executor.class_obj, dcg)
+        return executor(*args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guide_run)
+    return clone
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """A CFG guider with a third prompt, for the row of the identity alone."""
+
+    def __init__(self, model, dcg: DecoupledCFG, positive, negative, null=None):
+        super().__init__(patched(model, dcg))
+        conds = {"positive": positive, "negative": negative}
+        if null is not None:
+            conds["null"] = node_helpers.conditioning_set_values(null, {"prompt_type": "negative"})
+        self.inner_set_conds(conds)
+
+
+def install(guider, dcg: DecoupledCFG) -> None:
+    """Puts guidance into the options of one run, which ComfyUI drops after it. Nothing of it is on the model."""
+    options = guider.model_options
+    check_owner(options)
+    tell(guider, dcg)
+    run = Run(dcg, guider)
+    options["sampler_calc_cond_batch_function"] = run.predict
+    # First among the post-CFG functions, in place of ComfyUI's own combination. A CFG function could not return a prediction
+    # bit for bit, as it has to give x - prediction.
+    options["sampler_post_cfg_function"] = [run.guide, *options.get("sampler_post_cfg_function", [])]
+    # Anything but False keeps the negative prompt at CFG 1; True means that somebody else needs its prediction.
+    options["disable_cfg1_optimization"] = options.get("disable_cfg1_optimization") or KEY
+    wrappers = options["transformer_options"].setdefault("wrappers", {})
+    # Outermost, so that other wrappers see the places that we publish.
+    wrappers[WrappersMP.APPLY_MODEL] = {KEY: [route], **wrappers.get(WrappersMP.APPLY_MODEL, {})}
+
+
+def check_owner(options: dict) -> None:
+    for slot in ("sampler_cfg_function", "sampler_calc_cond_batch_function"):
+        if slot in options:
+            owner = getattr(options[slot], "__qualname__", type(options[slot]).__name__).split(".")[0]
+            raise ValueError(f"{NODE} and another guidance node ('{owner}', such as RescaleCFG) are on the same model, and only one of "
+                             "them can guide. Remove that node from the model line.")
+
+
+def tell(guider, dcg: DecoupledCFG) -> None:
+    """Logs what guidance does to a model on which nothing distinguishes the rows by identity."""
+    null = guider.original_conds.get("null")
+    if null is not None and IDENTITY not in dcg.rows:
+        log.warning("%s: %s has no prediction of the identity alone, so 'null' is not used.", NODE, dcg.formulation)
+    options = guider.model_options["transformer_options"]
+    if options.get("patches_replace", {}).get("attn2") or options.get("patches", {}).get("attn2_patch"):
+        return
+    if dcg.formulation == "DCG_1":
+        effect = "the rows with and without identity are equal: this is ordinary guidance of scale alpha"
+    elif null is None and dcg.formulation == "DCG_2":
+        effect = "the row of the identity alone equals the negative prompt's: this is ordinary guidance of scale beta"
+    elif null is None:
+        effect = "the row of the identity alone equals the negative prompt's: this is ordinary guidance of scale alpha"
+    elif dcg.formulation == "DCG_2":
+        effect = "it guides by two prompts, alpha from 'negative' to 'null' and beta from 'null' to 'positive'"
+    else:
+        effect = "it guides by two prompts, alpha from 'negative' to 'positive' and beta from 'negative' to 'null'"
+    log.warning("%s without an identity adapter on the model: %s.", NODE, effect)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What `Run.predict` leaves in the run's options for `Run.guide`."""
+
+    third: torch.Tensor
+    weights: tuple[float, float, float]
+    rescaled: bool
+
+
+class Run:
+    """Guidance of one sampling run. Holds no state of its own: what passes between its functions is in the run's options."""
+
+    def __init__(self, dcg: DecoupledCFG, guider):
+        self.dcg, self.guider = dcg, guider
+
+    def predict(self, args: dict) -> list[torch.Tensor]:
+        """sampler_calc_cond_batch_function: the predictions of the first two places; the third one travels in the options.
+
+        Rows that cannot change the result are not computed and read as zeros.
+        """
+        options = args["model_options"]
+        transformer_options = options["transformer_options"]
+        weights, rescaled = self.dcg.at(float(args["sigma"].flatten()[0]), transformer_options.get("sample_sigmas"))
+        needed = maths.rows_needed(weights, rescaled)
+        places = {place for place, row in enumerate(SLOTS[self.dcg.formulation]) if row in needed}
+        if options.get("sampler_pre_cfg_function") or len(options["sampler_post_cfg_function"]) > 1:
+            places.add(0)  # ComfyUI promises them the positive prediction,
+        if options["disable_cfg1_optimization"] is True:
+            places.add(1)  # and the negative one to those who ask
+        if transformer_options.get(COUPLED_ROWS):
+            places = {0, 1, 2}
+        positive, negative = args["conds"]
+        conds = [self.prompt(row, positive, negative) if place in places else None for place, row in enumerate(self.dcg.rows)]
+        out = self.calculate(args, conds)
+        options[QUERY] = Query(out[2], weights, rescaled)
+        return out[:2]
+
+    def prompt(self, row: Row, positive, negative):
+        """The conditioning of a row."""
+        if row.text:
+            return positive
+        null = self.guider.conds.get("null") if row == IDENTITY else None
+        found = null or negative
+        if found is None:
+            raise ValueError(f"{NODE} needs a negative prompt, which this guider does not have. Use KSampler, CFG Guider or Decoupled CFG "
+                             "Guider.")
+        return found
+
+    def calculate(self, args: dict, conds: list) -> list[torch.Tensor]:
+        """The predictions for `conds`, None among them for zeros, in as few model calls as routing allows."""
+        places = [ID_ON if row.identity else ID_OFF for row in self.dcg.rows]
+        texts = [ID_ON if row.text else ID_OFF for row in self.dcg.rows]
+        if not self.dcg.separate:
+            return self.call(args, conds, places, texts)
+        here = [cond if place == places[place] else None for place, cond in enumerate(conds[:2])]
+        out = [*self.call(args, here, places, texts), torch.zeros_like(args["input"])]
+        for number, place in enumerate(places):
+            if conds[number] is not None and place != number:
+                alone = [None, None]
+                alone[place] = conds[number]
+                out[number] = self.call(args, alone, [ID_ON, ID_OFF], [texts[number]] * 2)[place]
+        return out
+
+    def call(self, args: dict, conds: list, places: Sequence[int], texts: Sequence[int]) -> list[torch.Tensor]:
+        if all(cond is None for cond in conds):
+            return [torch.zeros_like(args["input"]) for _ in conds]
+        options = dict(args["model_options"])
+        options["transformer_options"] = {**options["transformer_options"], ROUTES: (tuple(places), tuple(texts))}
+        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
+
+    def guide(self, args: dict) -> torch.Tensor:
+        """The first sampler_post_cfg_function: the guided prediction in place of ComfyUI's.
+
+        Predictions of the clean picture are combined as they are; equation (6) is about epsilon, hence about x - prediction.
+        """
+        query = args["model_options"].pop(QUERY, None)
+        if query is None:
+            raise ValueError(f"{NODE} cannot act in this guider ({type(self.guider).__name__}), which guides in its own way. Use KSampler, "
+                             "CFG Guider or Decoupled CFG Guider.")
+        listed = (args["cond_denoised"], args["uncond_denoised"], query.third)
+        rows = [listed[SLOTS[self.dcg.formulation].index(row)] for row in range(3)]
+        guided = maths.combine(rows, query.weights)
+        if not query.rescaled:
+            return guided
+        x = args["input"]
+        return x - maths.rescale(x - guided, x - rows[1], x - rows[2], self.dcg.phi)
+
+
+def route(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    """APPLY_MODEL: tells patches of each chunk of rows whether it shows the person, and which prompt it carries.
+
+    Only in our calls, and in a copy: ComfyUI sorts the output by its own list.
+    """
+    if ROUTES in transformer_options:
+        places, texts = transformer_options[ROUTES]
+        listed = transformer_options["cond_or_uncond"]
+        transformer_options = {**transformer_options, "cond_or_uncond": [places[slot] for slot in listed],
+                               "pa_text": [texts[slot] for slot in listed]}
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
