@@ -1,0 +1,1 @@
+"""Faces: analysis, alignment, the FaceID networks and their files. Imports nothing of ComfyUI; insightface only where it is used."""
