@@ -1,7 +1,7 @@
 """Attention manipulation (FastFace section 4.2): transforms of the attention maps of an adapter's decoupled branch.
 
-A map A is [rows, heads, queries, tokens], the softmax over the few identity tokens. Nothing here sees more than these
-tokens, so the memory of a transform is a handful of such maps and never grows like self-attention's.
+A map A is [rows, heads, queries, tokens], the softmax over the few identity tokens. A transform needs the memory of a
+handful of such maps, made for one layer at a time, and nothing else that grows with the picture.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def attention_maps(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor
     """A = softmax(Q K'^T / sqrt(d)) of equation (7), in float32: [rows, heads, queries, tokens].
 
     q: [rows, queries, heads * d]; k: [rows, tokens, heads * d] with few tokens (4 per person in FaceID): at 4096 queries and
-    10 heads a map takes 0.7 MB per row. It is made for one layer at a time and dropped with it.
+    10 heads a map takes 0.7 MB per row.
     """
     rows, size = q.shape[0], q.shape[-1] // heads
     q, k = (x.unflatten(-1, (heads, size)).transpose(1, 2).flatten(0, 1) for x in (q, k))
@@ -28,9 +28,14 @@ def attention_maps(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor
     return logits.clamp(-LARGEST, LARGEST).softmax(-1).unflatten(0, (rows, heads))
 
 
+def split_heads(v: torch.Tensor, heads: int) -> torch.Tensor:
+    """[rows, tokens, heads * d] -> [rows, heads, tokens, d]."""
+    return v.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def weigh_values(maps: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """A V' of equation (7), per head and in float32: [rows, heads, queries, d]; v: [rows, tokens, heads * d]."""
-    return maps @ v.unflatten(-1, (maps.shape[1], -1)).transpose(1, 2).float()
+    """A V' of equation (7), per head and in the type of V': [rows, heads, queries, d]; v: [rows, tokens, heads * d]."""
+    return maps.to(v.dtype) @ split_heads(v, maps.shape[1])
 
 
 def join_heads(out: torch.Tensor) -> torch.Tensor:
@@ -52,11 +57,31 @@ def adain(x: torch.Tensor, reference: torch.Tensor, dim: int = -1) -> torch.Tens
 
 
 def align(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
-    """The interpolation of equation (10): (1 - w) x + w AdaIN(x, reference) along the last dimension.
-
-    Tokens of one query for maps, channels of one head for the branch's output (appendix A.5).
-    """
+    """The interpolation of equation (10): (1 - w) x + w AdaIN(x, reference) along the last dimension, the tokens of one query."""
     return x if weight == 0 else (1 - weight) * x + weight * adain(x, reference)
+
+
+def aligned_output(changed: torch.Tensor, maps: torch.Tensor, v: torch.Tensor, weight: float) -> torch.Tensor:
+    """The same interpolation for the branch's output (appendix A.5), over the channels of a head: [rows, heads, queries, d].
+
+        o' = (1 - w) o + w AdaIN(o, r)  with  o = changed V',  r = maps V'
+
+    Mean and variance of o over the channels follow from those of the few tokens: mean o = A mean V', var o = A Cov(V') A^T.
+    So o' is one product with V' as well, and nothing of its size is made beside it.
+    """
+    if weight == 0:
+        return weigh_values(changed, v)
+    values = split_heads(v, maps.shape[1]).float()
+    centre = values.mean(-1, keepdim=True)
+    deviations = values - centre
+    covariance = deviations @ deviations.transpose(-1, -2) / max(values.shape[-1] - 1, 1)
+
+    def spread(a: torch.Tensor) -> torch.Tensor:
+        return ((a @ covariance) * a).sum(-1, keepdim=True).clamp(min=0).sqrt()
+
+    gain = 1 - weight + weight * spread(maps) / (spread(changed) + EPSILON)
+    mean = torch.lerp(changed @ centre, maps @ centre, weight)
+    return (gain * changed).to(v.dtype) @ deviations.to(v.dtype) + mean.to(v.dtype)
 
 
 def quantile_over_queries(maps: torch.Tensor, quantile: float) -> torch.Tensor:
@@ -133,6 +158,6 @@ class ScheduledSoftmax:
     published: bool = False
 
     def __call__(self, maps: torch.Tensor, v: torch.Tensor, first_tokens: Sequence[int]) -> torch.Tensor:
-        """f(A) V' with the output aligned to A V' as well: o' = (1 - w) o + w AdaIN(o, A V') over the channels of a head."""
+        """f(A) V', aligned to A V' over the channels of a head."""
         changed = scheduled_softmax(maps, self.sharpness, self.scale, self.quantile, self.adain_weight, first_tokens, self.published)
-        return align(weigh_values(changed, v), weigh_values(maps, v), self.adain_weight)
+        return aligned_output(changed, maps, v, self.adain_weight)

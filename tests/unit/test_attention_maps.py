@@ -124,6 +124,15 @@ def test_the_output_is_aligned_too():
     assert error(plain, literal_output(S * maps.double() ** 1.3, maps, v, 0)) < 1e-6
 
 
+def test_the_output_is_aligned_where_channels_share_a_mean():
+    """Values far from zero: the mean must not drown the spread."""
+    maps, v = random_maps(), random(2, 8, 15) + 30
+    expected = literal_output(literal_am2(maps, D, S), maps, v, 0.3)
+    assert error(maths.ScheduledSoftmax(D, S)(maps, v, (0,)), expected) < 5e-6
+    half = maths.ScheduledSoftmax(D, S)(maps, v.half(), (0,))
+    assert half.dtype == torch.float16 and error(half, expected) < 2e-3
+
+
 def test_maps_and_values():
     q, k, v = random(2, 20, 15, seed=1), random(2, 8, 15, seed=2), random(2, 8, 15, seed=3)
     maps = maths.attention_maps(q, k, 3)
@@ -214,12 +223,20 @@ def adain_exchanged(patch):
     patch.setattr(maths, "adain", lambda x, r, f=maths.adain: f(r, x))
 
 
+def output_not_aligned(patch):
+    patch.setattr(maths, "aligned_output", lambda changed, maps, v, weight: maths.weigh_values(changed, v))
+
+
+def output_aligned_to_itself(patch):
+    patch.setattr(maths, "aligned_output", lambda changed, maps, v, weight, f=maths.aligned_output: f(changed, changed, v, weight))
+
+
 def weights_exchanged(patch):
     patch.setattr(maths, "align", lambda x, r, w, f=maths.align: f(x, r, 1 - w))
 
 
 def scale_on_values(patch):
-    patch.setattr(maths, "weigh_values", lambda maps, v, f=maths.weigh_values: f(maps, v * S))
+    patch.setattr(maths, "split_heads", lambda v, heads, f=maths.split_heads: f(v * S, heads))
 
 
 def quantile_of_all_heads(patch):
@@ -228,8 +245,8 @@ def quantile_of_all_heads(patch):
     patch.setattr(maths, "quantile_over_queries", over_all)
 
 
-@pytest.mark.parametrize("mutant", [sigmoid_sign, no_inversion, adain_over_queries, adain_exchanged, weights_exchanged, scale_on_values,
-                                    quantile_of_all_heads])
+@pytest.mark.parametrize("mutant", [sigmoid_sign, no_inversion, adain_over_queries, adain_exchanged, output_not_aligned,
+                                    output_aligned_to_itself, weights_exchanged, scale_on_values, quantile_of_all_heads])
 def test_mutants_fail(monkeypatch, mutant):
     maps, v = random_maps(), random(2, 8, 15)
     expected = literal_output(literal_am2(maps, D, S), maps, v, 0.3)

@@ -176,7 +176,7 @@ def adain_over_queries(patch):
 
 
 def output_not_aligned(patch):
-    patch.setattr(maps, "align", lambda x, r, w, f=maps.align, n=[]: f(x, r, w) if n.append(1) or len(n) % 2 else x)
+    patch.setattr(maps, "aligned_output", lambda changed, a, v, weight: maps.weigh_values(changed, v))
 
 
 def schedule_shifted(patch):
