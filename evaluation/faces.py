@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 import numpy as np
 
 from . import pictures
@@ -9,22 +12,48 @@ from .errors import EvaluationError, MissingWeights, Undefined
 
 
 def load_analysis(tools):
-    """insightface with the pack, from `models/insightface`. Raises MissingWeights."""
-    folder = tools.find("faces", tools.face_pack, places=("insightface/models", "insightface"))
+    """insightface with the pack from `models/insightface`, never a download. Raises MissingWeights."""
+    folder = tools.find("faces", tools.face_pack, places=("insightface/models", "insightface")).resolve()
+    if len(list(folder.glob("*.onnx"))) < 2:  # insightface would go and download the pack
+        raise MissingWeights(f"{folder} holds no detector and recogniser (.onnx)")
     try:
-        from insightface.app import FaceAnalysis
-    except ImportError:
-        raise MissingWeights("the package insightface is not installed") from None
-    analysis = FaceAnalysis(name=str(folder.resolve()), allowed_modules=["detection", "recognition"])
-    analysis.prepare(ctx_id=-1, det_size=(640, 640))
-    return analysis
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it loads
+            import insightface.app
+            analysis = insightface.app.FaceAnalysis(name=str(folder), allowed_modules=["detection", "recognition"])
+            analysis.prepare(ctx_id=0 if tools.device.type == "cuda" else -1, det_size=(640, 640))
+    except ImportError as error:
+        raise MissingWeights(f"insightface cannot be imported ({pictures.first_line(error)}): {sys.executable} -m pip install "
+                             "insightface, and then onnxruntime-gpu again if you had it") from None
+    except Exception as error:  # onnxruntime raises its own kinds for a damaged file
+        raise EvaluationError(f"{folder} cannot be read as a face pack: {pictures.first_line(error)}") from None
+    if "recognition" not in analysis.models:
+        raise EvaluationError(f"{folder} holds no recogniser: identities cannot be compared")
+    return Ladder(analysis)
+
+
+class Ladder:
+    """Detection at 640 pixels, then in smaller pictures down to 320 until there is a face: large faces need it."""
+
+    def __init__(self, analysis):
+        self.analysis = analysis
+
+    def get(self, bgr: np.ndarray) -> list:
+        from insightface.app.common import Face
+        for side in range(640, 319, -64):
+            boxes, points = self.analysis.det_model.detect(bgr, input_size=(side, side))
+            if len(boxes):
+                faces = [Face(bbox=box[:4], kps=kps, det_score=box[4]) for box, kps in zip(boxes, points)]
+                for face in faces:
+                    self.analysis.models["recognition"].get(bgr, face)
+                return faces
+        return []
 
 
 class Faces:
     """The most certain face of a picture. Each picture is analysed once."""
 
     def __init__(self, tools):
-        self.analysis, self.seen = load_analysis(tools), {}
+        self.analysis, self.seen = load_analysis(tools), {}  # anything with .get(bgr) -> faces
 
     def best(self, path):
         """The face (bbox, normed_embedding) with the highest detection score, as FastFace's published code takes; or None."""

@@ -233,7 +233,7 @@ class Analysis:
         if blue == 255:
             return []
         angle = np.deg2rad(red)
-        return [SimpleNamespace(bbox=np.array([0., 0, 9, 9]), det_score=.3, normed_embedding=np.array([0, 0, 1.], np.float32)),
+        return [SimpleNamespace(bbox=np.array([0., 0, 63, 63]), det_score=.3, normed_embedding=np.array([0, 0, 1.], np.float32)),
                 SimpleNamespace(bbox=np.array([-5., 8, 40, 900]), det_score=.9,
                                 normed_embedding=np.array([np.cos(angle), np.sin(angle), 0], np.float32))]
 
@@ -263,6 +263,17 @@ def test_identity_is_the_cosine_of_the_most_certain_faces(tmp_path, face_tools):
     with pytest.raises(EvaluationError, match="3.png shows no face"):
         identity({"generated": one, "identity": none})
     assert face_tools.analysis.calls == 3  # each picture once
+
+
+def test_without_insightface_the_command_to_install_it_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "insightface" / "models" / "buffalo_l"
+    folder.mkdir(parents=True)
+    for name in ("det.onnx", "rec.onnx"):
+        (folder / name).touch()
+    monkeypatch.setitem(sys.modules, "insightface", None)
+    monkeypatch.setitem(sys.modules, "insightface.app", None)
+    with pytest.raises(MissingWeights, match="cannot be imported.* -m pip install insightface"):
+        faces.Identity(weights.Tools([tmp_path], "cpu"))
 
 
 def test_face_style_reads_the_cut_out_face(tmp_path, face_tools):
