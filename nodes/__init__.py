@@ -3,11 +3,14 @@
 from comfy_api.latest import ComfyExtension
 
 from .consistency_feature_extract import ConsistencyFeatureExtract
+from .cross_injection import LoRACrossInjection
 from .demo_model_loader import DemoModelLoader
 from .face_adapter_apply import FaceAdapterApply
+from .mask_blend import FastSAMMaskBlend
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
+from .source_trajectory import SourceTrajectory
 from .token_merge import TokenMerge
 
 NODES = [
@@ -18,6 +21,9 @@ NODES = [
     FaceAdapterApply,
     ScalePowerAttention,
     ScheduledSoftmaxAttention,
+    SourceTrajectory,
+    FastSAMMaskBlend,
+    LoRACrossInjection,
 ]
 
 

@@ -22,7 +22,8 @@ SCHEMAS = {schema.node_id: schema for schema in schemas()}
 
 def test_the_set_of_nodes():
     assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
-            "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention"} <= set(SCHEMAS)
+            "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
+            "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection"} <= set(SCHEMAS)
     assert all(node_id.startswith("Atelier") for node_id in SCHEMAS)
 
 
