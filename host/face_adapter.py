@@ -4,25 +4,20 @@ The identity's keys and values are a few tokens per layer and depend on nothing 
 projected once, when the node runs, so that none of the adapter's weights are needed afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import comfy.lora
 import torch
 
 from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
+from ..identity.adapter import FaceAdapter
+from ..identity.faces import FaceIdentity
 from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
 from .log import log
 from .unet import attention_layers, family, transformers
-
-if TYPE_CHECKING:
-    from ..identity.adapter import FaceAdapter
-    from ..identity.faces import FaceIdentity
 
 NODE = "Face Adapter Apply"
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
@@ -150,6 +145,11 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
 
 
 def check_identity(adapter: FaceAdapter, identity: FaceIdentity) -> None:
+    """Raises ValueError when the identity lacks what the adapter's projection takes."""
+    wanted, held = adapter.projection.embedding_width, identity.embedding.shape[-1]
+    if wanted != held:
+        raise ValueError(f"{NODE}: '{adapter.name}' was trained on face embeddings of {wanted} values, but the identity has {held}. Use the "
+                         "face analysis it was trained with (the demo's with the demo's adapter, insightface's with all others).")
     if not adapter.plus:
         return
     if identity.clip is None:
@@ -166,10 +166,12 @@ def identity_tokens(adapter: FaceAdapter, identity: FaceIdentity, shortcut: floa
     Nobody is a zero embedding through the same projection, with the CLIP features of a grey picture (FastFace's null identity).
     """
     faces = len(identity.embedding)
-    clip, grey = (identity.clip, identity.grey.expand(faces, -1, -1)) if adapter.plus else (None, None)
+    embedding, clip, grey = identity.embedding.float(), None, None
+    if adapter.plus:
+        clip, grey = identity.clip.float(), identity.grey.float().expand(faces, -1, -1)
     with torch.no_grad():
-        person, nobody = (adapter.projection(embedding, pictures, shortcut)
-                          for embedding, pictures in ((identity.embedding, clip), (torch.zeros_like(identity.embedding), grey)))
+        person = adapter.projection(embedding, clip, shortcut)
+        nobody = adapter.projection(torch.zeros_like(embedding), grey, shortcut)
     return person.flatten(0, 1)[None], nobody.flatten(0, 1)[None], range(0, faces * person.shape[1], person.shape[1])
 
 

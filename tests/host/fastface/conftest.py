@@ -1,11 +1,12 @@
 """A face adapter of random weights for the tiny models, and a listener on cross-attention."""
 
 import types
-from dataclasses import dataclass
 
 import pytest
 import torch
 
+from portrait_atelier.identity.adapter import FaceAdapter
+from portrait_atelier.identity.faces import FaceIdentity
 from portrait_atelier.nodes.face_adapter_apply import FaceAdapterApply
 
 TOKENS, WIDTH, CLIP = 4, 64, 6
@@ -22,33 +23,14 @@ NUMBERS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class FaceAdapter:
-    name: str
-    base: str
-    width: int
-    plus: bool
-    version: str
-    clip_width: int | None
-    projection: torch.nn.Module
-    keys_values: dict
-    lora: dict
-
-
-@dataclass(frozen=True, eq=False)
-class FaceIdentity:
-    embedding: torch.Tensor | None
-    clip: torch.Tensor | None
-    grey: torch.Tensor | None
-    found: bool
-
-
 def random(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Projection(torch.nn.Module):
     """Stands for FaceProjection: both inputs and the shortcut act, and a zero embedding gives tokens that are not zero."""
+
+    embedding_width = 512
 
     def __init__(self):
         super().__init__()
@@ -87,9 +69,9 @@ class Faces:
 
     def identity(self, people=1, found=True, seed=30):
         if not found:
-            return FaceIdentity(None, None, None, False)
+            return FaceIdentity(found=False)
         clip, grey = (random(n, 5, CLIP, seed=seed + n) if self.adapter.plus else None for n in (people, 1))
-        return FaceIdentity(random(people, 512, seed=seed), clip, grey, True)
+        return FaceIdentity(random(people, 512, seed=seed), clip, grey)
 
     def apply(self, identity=None, model=None, mask=None, adapter=None, **options):
         return FaceAdapterApply.execute(model or self.studio.model, adapter or self.adapter, identity or self.identity(), mask,
@@ -148,13 +130,8 @@ def cross_trace():
 
 def literal_tokens(faces, identity, shortcut=1.0):
     """(tokens of the people, tokens of nobody), [people * tokens, width] each, in float64."""
-    projection = faces.adapter.projection
-
     def tokens(embedding, clip):
-        base = (embedding.double() @ projection.face.double()).view(-1, TOKENS, WIDTH) + projection.nobody.double()
-        if clip is not None:
-            base = base + shortcut * (clip.double().mean(1) @ projection.picture.double())[:, None]
-        return base.flatten(0, 1)
+        return faces.adapter.projection(embedding.double(), None if clip is None else clip.double(), shortcut).flatten(0, 1)
 
     grey = None if identity.clip is None else identity.grey.expand(len(identity.embedding), -1, -1)
     return tokens(identity.embedding, identity.clip), tokens(torch.zeros_like(identity.embedding), grey)

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import comfy.samplers
 import pytest
+import safetensors.torch
 import torch
 
 from portrait_atelier.host import decoupled
 from portrait_atelier.host import face_adapter as host
+from portrait_atelier.identity.adapter import load_adapter
 
 TOLERANCE = 1e-5
 WEIGHT = 0.8
@@ -47,6 +49,29 @@ def test_seventy_layers(sdxl, make_faces, law, cross_trace, latent):
 
 def test_plus(nano, make_faces, law, cross_trace, latent):
     assert error_of_law(make_faces(nano, plus=True), law, cross_trace, latent, people=2, shortcut=0.7) < TOLERANCE
+
+
+def test_a_file(nano, make_faces, law, cross_trace, latent, tmp_path):
+    """From a FaceID-Plus v2 file in half precision to every layer."""
+    faces = make_faces(nano, plus=True)
+    sizes = {"proj.0.weight": (32, 512), "proj.0.bias": (32,), "proj.2.weight": (256, 32), "proj.2.bias": (256,), "norm.weight": (64,), "norm.bias": (64,)}
+    resampler = {"proj_in.weight": (64, 6), "proj_in.bias": (64,), "proj_out.weight": (64, 64), "proj_out.bias": (64,), "norm_out.weight": (64,),
+                 "norm_out.bias": (64,), "layers.0.0.norm1.weight": (64,), "layers.0.0.norm1.bias": (64,), "layers.0.0.norm2.weight": (64,),
+                 "layers.0.0.norm2.bias": (64,), "layers.0.0.to_q.weight": (64, 64), "layers.0.0.to_kv.weight": (128, 64),
+                 "layers.0.0.to_out.weight": (64, 64), "layers.0.1.0.weight": (64,), "layers.0.1.0.bias": (64,),
+                 "layers.0.1.1.weight": (256, 64), "layers.0.1.3.weight": (64, 256)}
+    sizes.update({f"perceiver_resampler.{name}": size for name, size in resampler.items()})
+    generator = torch.Generator().manual_seed(4)
+    file = {f"image_proj.{name}": torch.randn(size, generator=generator) * 0.3 for name, size in sizes.items()}
+    for n, (k, v) in faces.adapter.keys_values.items():
+        file.update({f"ip_adapter.{n}.to_k_ip.weight": k, f"ip_adapter.{n}.to_v_ip.weight": v})
+    file.update({f"ip_adapter.{name}": value for name, value in faces.adapter.lora.items()})
+    path = tmp_path / "ip-adapter-faceid-plusv2_tiny.safetensors"
+    safetensors.torch.save_file({name: value.half() for name, value in file.items()}, path)
+    faces.adapter = load_adapter(path)
+    assert faces.adapter.plus and faces.adapter.version == "v2"
+    assert len(faces.apply(lora_strength=1.0).patches) == 32
+    assert error_of_law(faces, law, cross_trace, latent, people=2, shortcut=0.7) < TOLERANCE
 
 
 @pytest.mark.parametrize("start, end", [(0.0, 0.5), (0.5, 1.0), (0.4, 0.6)])
@@ -310,6 +335,11 @@ def test_missing_and_wrong_clip(nano, make_faces):
         faces.apply(replace(faces.identity(), clip=None))
     with pytest.raises(ValueError, match=r"width 6, but the identity has width 9.*CLIP-ViT-H-14"):
         faces.apply(replace(faces.identity(), clip=torch.zeros(1, 5, 9)))
+
+
+def test_embeddings_of_another_recogniser(faces):
+    with pytest.raises(ValueError, match="face embeddings of 512 values, but the identity has 128"):
+        faces.apply(replace(faces.identity(), embedding=torch.zeros(1, 128)))
 
 
 def test_a_lora_of_another_model(faces):
