@@ -4,8 +4,11 @@ from comfy_api.latest import ComfyExtension
 
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
+from .decoupled_cfg import DecoupledCFG
+from .decoupled_cfg_guider import DecoupledCFGGuider
 from .demo_model_loader import DemoModelLoader
 from .face_adapter_apply import FaceAdapterApply
+from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
@@ -24,6 +27,9 @@ NODES = [
     SourceTrajectory,
     FastSAMMaskBlend,
     LoRACrossInjection,
+    DecoupledCFG,
+    DecoupledCFGGuider,
+    FewStepPreset,
 ]
 
 

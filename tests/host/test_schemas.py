@@ -23,7 +23,8 @@ SCHEMAS = {schema.node_id: schema for schema in schemas()}
 def test_the_set_of_nodes():
     assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
             "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
-            "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection"} <= set(SCHEMAS)
+            "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
+            "AtelierDecoupledCFG", "AtelierDecoupledCFGGuider", "AtelierFewStepPreset"} <= set(SCHEMAS)
     assert all(node_id.startswith("Atelier") for node_id in SCHEMAS)
 
 
