@@ -7,13 +7,13 @@ projected once, when the node runs, so that none of the adapter's weights are ne
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import comfy.lora
 import torch
 
 from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
+from .attention_processors import cross_attention_numbers, lora_patches
 from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
 from .log import log
@@ -119,13 +119,6 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     return clone
 
 
-def cross_attention_numbers(model) -> dict[int, LayerId]:
-    """Which layer's attn2 has the adapter's number n: diffusers counts encoder, decoder, then the middle; attn1 is even, attn2 odd."""
-    layers = list(attention_layers(model))
-    ordered = [layer for part in ("input", "output", "middle") for layer in layers if layer[0] == part]
-    return {2 * place + 1: layer for place, layer in enumerate(ordered)}
-
-
 def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
     """The number of the adapter's keys and values for every cross-attention of the model.
 
@@ -182,26 +175,13 @@ def project(adapter: FaceAdapter, number: int, person: torch.Tensor, nobody: tor
 
 
 def add_lora(model, adapter: FaceAdapter, strength: float) -> None:
-    """The LoRA of the adapter's file as an ordinary weight patch on `model`, a fresh clone.
-
-    The file counts attention modules ("3.to_q_lora.down.weight"); ComfyUI's loader takes the modules' own names.
-    """
+    """The LoRA of the adapter's file as an ordinary weight patch on `model`, a fresh clone."""
     if not adapter.lora:
         log.warning("%s: '%s' holds no LoRA, so lora_strength does nothing.", NODE, adapter.name)
         return
-    paths = {module: path for path, module in model.model.named_modules()}
-    blocks = {(*block, index): paths[transformer] for block, module in transformers(model.model.diffusion_model)
-              for index, transformer in enumerate(module.transformer_blocks)}
-    attention = {}
-    for number, layer in cross_attention_numbers(model).items():
-        attention[number - 1], attention[number] = f"{blocks[layer]}.attn1", f"{blocks[layer]}.attn2"
-
-    def renamed(key: str) -> str:
-        number, rest = key.split(".", 1)
-        return f"{attention.get(int(number))}.{rest.replace('to_out_lora', 'to_out.0_lora')}"
-
-    loaded = comfy.lora.load_lora({renamed(key): value for key, value in adapter.lora.items()},
-                                  comfy.lora.model_lora_keys_unet(model.model, {}))
-    if 2 * len(model.add_patches(loaded, strength)) != len(adapter.lora):
-        raise ValueError(f"{NODE}: the LoRA in '{adapter.name}' does not fit this model ({family(model)}). Load the adapter made for this "
-                         "model's family, or set lora_strength 0.")
+    try:
+        patches = lora_patches(model, adapter.lora)
+    except ValueError as error:
+        raise ValueError(f"{NODE}: the LoRA in '{adapter.name}' does not fit this model ({family(model)}): {error}. Load the adapter made "
+                         "for this model's family, or set lora_strength 0.") from error
+    model.add_patches(patches, strength)

@@ -1,0 +1,47 @@
+"""The attention numbers of IP-Adapter files, on ComfyUI's module tree.
+
+The files count the UNet's attentions in the order in which diffusers lists its attention processors: encoder, decoder, then
+the middle block; within a layer self-attention (even) before cross-attention (odd). A run visits the middle before the decoder.
+"""
+
+from __future__ import annotations
+
+import comfy.lora
+import torch
+
+from ..attention.blocks import LayerId
+from .unet import attention_layers, transformers
+
+KINDS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
+
+
+def cross_attention_numbers(model) -> dict[int, LayerId]:
+    """{n: the layer whose attn2 has number n in the file}; its attn1 has n - 1. SD1.5: 1 to 31, SDXL: 1 to 139."""
+    layers = list(attention_layers(model))
+    ordered = [layer for part in ("input", "output", "middle") for layer in layers if layer[0] == part]
+    return {2 * place + 1: layer for place, layer in enumerate(ordered)}
+
+
+def attention_paths(model) -> dict[int, str]:
+    """{n: name of attention n in the model}, such as "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"."""
+    paths = {module: path for path, module in model.model.named_modules()}
+    blocks = {(*block, index): paths[layer] for block, module in transformers(model.model.diffusion_model)
+              for index, layer in enumerate(module.transformer_blocks)}
+    return {n - 2 + place: f"{blocks[layer]}.attn{place}" for n, layer in cross_attention_numbers(model).items() for place in (1, 2)}
+
+
+def lora_patches(model, lora: dict[str, torch.Tensor]) -> dict:
+    """Weight patches for `model.add_patches` from the LoRA inside an adapter file ("3.to_q_lora.down.weight", ...).
+
+    They are read by ComfyUI's own LoRA loader. Raises ValueError when a tensor belongs to no weight of the model.
+    """
+    paths, renamed = attention_paths(model), {}
+    for name, tensor in lora.items():
+        number, kind, rest = name.split(".", 2)
+        if int(number) not in paths:
+            raise ValueError(f"attention {number} does not exist in this model, which has {len(paths)}")
+        renamed[f"{paths[int(number)]}.{KINDS.get(kind, kind)}_lora.{rest}"] = tensor
+    patches = comfy.lora.load_lora(renamed, comfy.lora.model_lora_keys_unet(model.model, {}))
+    if 2 * len(patches) != len(renamed):
+        raise ValueError(f"{len(renamed) // 2} LoRA pairs, of which {len(patches)} fit this model")
+    return patches
