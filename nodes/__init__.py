@@ -8,6 +8,9 @@ from .decoupled_cfg import DecoupledCFG
 from .decoupled_cfg_guider import DecoupledCFGGuider
 from .demo_model_loader import DemoModelLoader
 from .face_adapter_apply import FaceAdapterApply
+from .face_adapter_loader import FaceAdapterLoader
+from .face_analysis_loader import FaceAnalysisLoader
+from .face_identity_encode import FaceIdentityEncode
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .scale_power_attention import ScalePowerAttention
@@ -21,6 +24,9 @@ NODES = [
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
+    FaceAnalysisLoader,
+    FaceAdapterLoader,
+    FaceIdentityEncode,
     FaceAdapterApply,
     ScalePowerAttention,
     ScheduledSoftmaxAttention,

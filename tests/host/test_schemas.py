@@ -22,6 +22,7 @@ SCHEMAS = {schema.node_id: schema for schema in schemas()}
 
 def test_the_set_of_nodes():
     assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
+            "AtelierFaceAnalysisLoader", "AtelierFaceAdapterLoader", "AtelierFaceIdentityEncode",
             "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
             "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
             "AtelierDecoupledCFG", "AtelierDecoupledCFGGuider", "AtelierFewStepPreset"} <= set(SCHEMAS)
