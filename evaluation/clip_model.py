@@ -22,7 +22,7 @@ TOKENS = 77
 class Clip:
     """A CLIPModel from a folder (config.json, model.safetensors). Raises EvaluationError."""
 
-    def __init__(self, folder: Path, device):
+    def __init__(self, folder: Path, device, vocabulary: Path | None = None):
         from transformers import CLIPModel
         try:
             self.model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
@@ -33,14 +33,18 @@ class Clip:
         self.model = self.model.float().to(device).eval()
         self.device, self.side = device, self.model.config.vision_config.image_size
         self.width = self.model.config.projection_dim
-        self.tokenize = tokenizer()
+        self.tokenize = tokenizer(vocabulary)
         self.text = lru_cache(maxsize=256)(self.text)
 
     def image(self, picture: Image.Image) -> torch.Tensor:
         """The embedding [D] of a picture, of length 1. The shorter side is scaled to 224 pixels, the middle is cut out."""
-        picture = center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side)
-        pixels = normalize(to_tensor(picture), MEAN, STD)[None].to(self.device)
-        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)[0], dim=0)
+        return self.images([picture])[0]
+
+    def images(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """The embeddings [pictures, D] of several pictures, in one call of the network."""
+        cuts = [center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side) for picture in pictures]
+        pixels = torch.stack([normalize(to_tensor(cut), MEAN, STD) for cut in cuts]).to(self.device)
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=1)
 
     def text(self, words: str) -> torch.Tensor:
         """The embedding [D] of a text, of length 1. CLIP reads 77 tokens; later ones are cut off."""
@@ -48,10 +52,10 @@ class Clip:
         return F.normalize(self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)[0], dim=0)
 
 
-def tokenizer():
-    """CLIP's tokenizer, from the files that ComfyUI has."""
+def tokenizer(folder: Path | None = None):
+    """CLIP's tokenizer, from the files that ComfyUI has; `folder` where those are known."""
     from transformers import CLIPTokenizer
-    folder = Path(os.environ.get("COMFYUI_PATH", ".")) / "comfy" / "sd1_tokenizer"
+    folder = folder or Path(os.environ.get("COMFYUI_PATH", ".")) / "comfy" / "sd1_tokenizer"
     if not (folder / "vocab.json").is_file():
         raise MissingWeights(f"ComfyUI's CLIP vocabulary is not in {folder}: set COMFYUI_PATH to a ComfyUI")
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

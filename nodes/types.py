@@ -12,3 +12,8 @@ FaceAnalysisType = io.Custom("FACE_ANALYSIS")  # any object with .get(bgr) -> fa
 FaceAdapterType = io.Custom("FACE_ADAPTER")
 FaceIdentityType = io.Custom("FACE_IDENTITY")
 FASTFACE = "Portrait Atelier/FastFace"
+
+FastSAMModelType = io.Custom("FASTSAM_MODEL")
+FastSAMResultType = io.Custom("FASTSAM_RESULT")
+GuidanceType = io.Custom("ATELIER_GUIDANCE")  # any object with image_features(pictures [h, w, RGB]) and text_features(texts): [n, D], one space
+FASTSAM = "Portrait Atelier/FastSAM"
