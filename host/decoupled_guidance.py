@@ -15,13 +15,13 @@ from comfy.patcher_extension import WrappersMP
 from ..guidance import decoupled as maths
 from ..guidance.decoupled import FORMULATIONS, IDENTITY, Row
 from ..guidance.schedule import step_count, step_of, value_at
+from .attention_maps import COUPLED
 from .log import log
 
 NODE = "Decoupled CFG"
 KEY = "portrait_atelier.dcg"
 ROUTES = KEY + ".routes"
 QUERY = KEY + ".query"
-COUPLED_ROWS = "pa_coupled_rows"  # attention maps of one row depend on the others: none may be left out
 
 # Place of each row in ComfyUI's list (positive, negative, a third one), as an index into the formulation's rows.
 SLOTS = {"DCG_1": (2, 0, 1), "DCG_2": (2, 0, 1), "DCG_3": (1, 0, 2)}
@@ -154,7 +154,7 @@ class Run:
             places.add(0)  # ComfyUI promises them the positive prediction,
         if options["disable_cfg1_optimization"] is True:
             places.add(1)  # and the negative one to those who ask
-        if transformer_options.get(COUPLED_ROWS):
+        if transformer_options.get(COUPLED):
             places = {0, 1, 2}
         positive, negative = args["conds"]
         conds = [self.prompt(row, positive, negative) if place in places else None for place, row in enumerate(self.dcg.rows)]

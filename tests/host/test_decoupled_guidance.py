@@ -278,7 +278,7 @@ def test_leaving_out_rows_changes_nothing(model, run, apart, name):
     options = {"formulation": name, "alpha": "1, 0, 2, 1", "beta": "1, 2, 2, 1", "rescale": 0.75}
     few = run(dcg(model, **options))
     every = model.clone()
-    every.model_options["transformer_options"][host.COUPLED_ROWS] = True
+    every.model_options["transformer_options"][host.COUPLED] = True
     with Rows(model) as rows:
         out = run(dcg(every, **options))
     assert rows == [3, 3, 3, 3]
