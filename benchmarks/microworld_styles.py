@@ -1,0 +1,205 @@
+"""DiffStyler's claims, measured in the microworld: ``python3 atelier.py bench microworld_styles --loras FOLDER [--write FILE]``.
+
+The tables of ``docs/microworld-styles.md``. Every number speaks of the demo's procedural portraits, none of photographs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy_extras.nodes_model_advanced
+import torch
+from safetensors.torch import load_file
+
+from ..demo import judges
+from ..demo.measure import Studio, held_out_pairs
+from ..demo.portraits import sample_identities
+from ..demo.styles import NAMES, render
+from ..host import cross_injection, trajectory
+from .microworld import table
+
+STYLES = ("watercolor", "neon", "ink", "popart", "cartoon", "pixel")
+STEPS, CFG = 20, 2.0
+COLUMNS = ("style", "as reference", "identity", "structure", "face")
+NOTHING, FEATURES, BOTH, ALL = "", "f=4-11", "f=4-11;sa=3-11", "f=4-11;sa=3-11;ca=3-11"
+
+INTRO = f"""# DiffStyler in the microworld
+
+Written by `python3 atelier.py bench microworld_styles --write docs/microworld-styles.md`. **Every number here speaks of the demo's
+procedural portraits** (see `demo/README.md`), drawn by a tiny model; none says anything about photographs. Means over held-out
+contents, one per style; one LoRA per style, trained on a single picture of another person. DDIM, {STEPS} steps, guidance {CFG:g}
+(the demo model was trained for little guidance; the paper's 10.5 is for Stable Diffusion), the nodes' defaults unless a row says otherwise.
+
+- **style**: distance of colour moments and Gram matrices to the picture the LoRA was trained on, lower is closer.
+- **as reference**: probability that the style readout gives to that style.
+- **identity**: error of the geometry readout against the true parameters of the content; 1 is guessing the mean.
+- **structure**: correlation of edge maps with the content's; 1 is the same outlines.
+- **face**: share of pictures in which the face readout finds one.
+"""
+
+
+def style_picture(style: str) -> torch.Tensor:
+    """The one picture that a style's LoRA learns from: [1, 3, 256, 256], of nobody among the held-out contents."""
+    number = STYLES.index(style)
+    generator = torch.Generator().manual_seed(700 + number)
+    return render(sample_identities(1, generator), torch.tensor([NAMES.index(style)]), torch.tensor([number % 4]), generator)
+
+
+class Bench:
+    """Contents, their trajectories and a LoRA per style, on the demo model with plain epsilon sampling."""
+
+    def __init__(self, loras: dict[str, dict], pictures: dict[str, torch.Tensor]):
+        self.studio, self.styles, self.loras, self.results = Studio(), list(loras), loras, {}
+        self.model = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(self.studio.model, "eps", False)[0]
+        self.pairs = held_out_pairs(len(self.styles))
+        self.latents = self.studio.encode(self.pairs.contents)
+        self.references = torch.cat([pictures[style] for style in self.styles])
+        self.sources = [self.record(number) for number in range(len(self.styles))]
+
+    def record(self, number: int, steps: int = STEPS, fixed_point: int = 0):
+        return trajectory.record(self.model, {"samples": self.latents[number:number + 1]}, self.studio.prompt(""), mode="ddim", steps=steps,
+                                 fixed_point=fixed_point, seed=0, budget=2**28)
+
+    def branch(self, style: str, mask=None, lora: bool = True, word: bool = False) -> cross_injection.Branch:
+        prompt = self.studio.prompt(f"portrait, {style}" if word else "portrait")
+        return cross_injection.Branch(prompt, mask, self.loras[style] if lora else None, style, 1.0)
+
+    def sample(self, number: int, branches, layers="auto", feature_until=401, attention_until=501) -> torch.Tensor:
+        guider, sampler, sigmas, latent, _ = cross_injection.cross_injection(
+            self.model, self.sources[number], branches, self.studio.prompt(""), None, preset="paper", cfg=CFG, feature_until=feature_until,
+            attention_until=attention_until, background="auto", layers=layers, rows_per_forward=0)
+        return guider.sample(torch.zeros_like(latent["samples"]), latent["samples"], sampler, sigmas, disable_pbar=True, seed=0)
+
+    def injected(self, name: str, lora: bool = True, word: bool = False, prompt: bool = True, **options) -> list[float]:
+        """Every content through LoRA Cross-Injection in its style."""
+        branches = [self.branch(style, None, lora, word) for style in self.styles]
+        if not prompt:
+            branches = [cross_injection.Branch(self.studio.prompt(""), None, b.lora, b.name, 1.0) for b in branches]
+        return self.judge(name, torch.cat([self.sample(number, [branch], **options) for number, branch in enumerate(branches)]))
+
+    def img2img(self, name: str, denoise: float) -> list[float]:
+        """The stock way: Load LoRA, KSampler (euler, ddim_uniform) from the noised content."""
+        found = []
+        for number, style in enumerate(self.styles):
+            model, latent = comfy.sd.load_lora_for_models(self.model, None, self.loras[style], 1.0, 0)[0], self.latents[number:number + 1]
+            found.append(comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), STEPS, CFG, "euler", "ddim_uniform", self.studio.prompt("portrait"),
+                                             self.studio.prompt(""), latent, denoise=denoise, seed=0, disable_pbar=True))
+        return self.judge(name, torch.cat(found))
+
+    def judge(self, name: str, latents: torch.Tensor) -> list[float]:
+        return self.judge_pictures(name, self.studio.decode(latents))
+
+    def judge_pictures(self, name: str, pictures: torch.Tensor) -> list[float]:
+        world = self.studio.world
+        told = world.judges(pictures)
+        own = torch.tensor([NAMES.index(style) for style in self.styles])
+        self.results[name] = dict(zip(COLUMNS, (
+            float(judges.style_distance(pictures, self.references, world.spread).mean()),
+            float(told["style"].softmax(1)[torch.arange(len(own)), own].mean()),
+            float(judges.identity_error(world.judges, pictures, self.pairs.who).mean()),
+            float(judges.structure(pictures, self.pairs.contents).mean()), float((told["face"] > 0).float().mean()))))
+        print(name, {key: round(value, 3) for key, value in self.results[name].items()}, flush=True)
+        return list(self.results[name].values())
+
+
+def inversion_table(bench: Bench) -> str:
+    """Error of inversion and plain DDIM back, by steps and refinements."""
+    rows = []
+    for steps in (5, 10, 20, 50):
+        row = [f"{steps}"]
+        for refinements in (0, 1):
+            errors = []
+            for number in range(2):
+                source = bench.record(number, steps, refinements)
+                guider = comfy.samplers.CFGGuider(bench.model)
+                guider.set_conds(source.prompt, source.prompt)
+                z0 = bench.model.model.process_latent_in(source.original)
+                back = guider.sample((source.at(0, "cpu") - z0) / source.sigmas[0], source.original, comfy.samplers.sampler_object("euler"), source.sigmas,
+                                     disable_pbar=True, seed=0)
+                errors.append(float((back - source.original).norm() / source.original.norm()))
+            row.append(sum(errors) / len(errors))
+            bench.results[f"round trip, {steps} steps, fixed_point {refinements}"] = row[-1]
+        rows.append(row)
+    return table("Inversion and reconstruction: relative error of the latent", ["steps", *(f"fixed_point {k}" for k in (0, 1))], [[row[0], *(f"{v:.4f}" for v in row[1:])] for row in rows])
+
+
+def baseline_table(bench: Bench) -> str:
+    """Cross-injection beside plain image to image with the same LoRAs."""
+    rows = [["the content itself", *bench.judge_pictures("content", bench.pairs.contents)]]
+    rows += [[f"image to image with the LoRA, denoise {d}", *bench.img2img(f"img2img {d}", d)] for d in (0.3, 0.5, 0.7, 0.8)]
+    rows += [["LoRA Cross-Injection", *bench.injected("default")]]
+    rows += [["LoRA Cross-Injection, layers of the published code", *bench.injected("f=4;sa=4-11", layers="f=4;sa=4-11")]]
+    return table("Against plain LoRA image to image", ["", *COLUMNS], rows)
+
+
+def injection_table(bench: Bench) -> str:
+    """The paper's figure 6: what is injected, and what makes the style."""
+    rows = []
+    for label, options in (("SD", dict(lora=False, prompt=False)), ("SD + LoRA", dict(prompt=False)), ("SD + prompt", dict(lora=False, word=True)),
+                           ("SD + LoRA + prompt", {})):
+        for layers, words in ((NOTHING, "nothing"), (FEATURES, "features"), (BOTH, "features, self-attention"), (ALL, "features, self-, cross-attention")):
+            name = f"{label}: {words}"
+            rows.append([name, *bench.injected(name, layers=layers, **options)])
+    return table("What is injected (the paper's figure 6)", ["", *COLUMNS], rows)
+
+
+def steps_table(bench: Bench) -> str:
+    """The paper's figure 7: for how many of 50 steps features and attention are injected, as timesteps."""
+    rows = []
+    for attention in (0, 25):
+        for features in (0, 15, 30, 50):
+            until = lambda steps: 1001 - 20 * steps if steps else 1000
+            name = f"features {features}, attention {attention} of 50"
+            rows.append([name, *bench.injected(name, feature_until=until(features), attention_until=until(attention))])
+    return table("For how long (the paper's figure 7)", ["", *COLUMNS], rows)
+
+
+def regions_table(bench: Bench) -> str:
+    """Two styles in two strips, a third strip left alone: every strip judged by itself."""
+    left, right = torch.zeros(1, 256, 256), torch.zeros(1, 256, 256)
+    left[..., :96], right[..., 160:] = 1, 1
+    count, spread = len(bench.styles), bench.studio.world.spread
+    sums, latent, pixels, pasted = torch.zeros(4), 0.0, 0.0, 0.0
+    for number, first in enumerate(bench.styles):
+        second = bench.styles[(number + 1) % count]
+        out = bench.sample(number, [bench.branch(first, left), bench.branch(second, right)])
+        original, picture, content = bench.latents[number:number + 1], bench.studio.decode(out), bench.pairs.contents[number:number + 1]
+        references = [bench.references[bench.styles.index(style)][None] for style in (first, second)]
+        distance = lambda crop, reference: float(judges.style_distance(crop, reference, spread))
+        west, east = picture[..., :96], picture[..., 160:]
+        sums += torch.tensor([distance(west, references[0]), distance(west, references[1]), distance(east, references[1]), distance(east, references[0])])
+        latent = max(latent, float((out - original)[..., 6:10].abs().max()))
+        pixels = max(pixels, float((picture - bench.studio.decode(original))[..., 96:160].abs().max()))
+        mask = left + right
+        pasted = max(pasted, float((picture * mask + content * (1 - mask) - content)[..., 96:160].abs().max()))
+    own_west, other_west, own_east, other_east = (sums / count).tolist()
+    bench.results["regions"] = {"left": [own_west, other_west], "right": [own_east, other_east], "latent": latent, "pixels": pixels, "pasted": pasted}
+    rows = [["left strip", f"{own_west:.3f}", f"{other_west:.3f}", ""], ["right strip", f"{own_east:.3f}", f"{other_east:.3f}", ""],
+            ["between, latent", "", "", f"{latent:g}"], ["between, decoded", "", "", f"{pixels:.3f}"], ["between, pasted with the MASK output", "", "", f"{pasted:g}"]]
+    return table("Two styles in two regions", ["", "style: own", "style: the other region's", "largest change (pixels from 0 to 1)"], rows)
+
+
+TABLES = (baseline_table, injection_table, steps_table, regions_table, inversion_table)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="atelier.py bench microworld_styles", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--loras", type=Path, required=True, help="folder with a LoRA per style, such as neon.safetensors, trained on that style's `style_picture`")
+    parser.add_argument("--write", type=Path, help="also write the tables, as Markdown, and beside them the means as JSON")
+    args = parser.parse_args(words)
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        loras = {style: load_file(args.loras / f"{style}.safetensors") for style in STYLES if (args.loras / f"{style}.safetensors").exists()}
+        bench = Bench(loras, {style: style_picture(style) for style in loras})
+        text = "\n".join(make(bench) for make in TABLES)
+    print(text)
+    if args.write:
+        args.write.write_text(f"{INTRO}\n{text}", encoding="utf-8")
+        args.write.with_suffix(".json").write_text(json.dumps(bench.results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
