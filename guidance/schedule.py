@@ -1,4 +1,4 @@
-"""Values over sampling steps: one number per step of a few-step paper, stretched to any number of steps (FastFace 5.2)."""
+"""Values over sampling steps: one number per step of a few-step paper, stretched to any number of steps (FastFace 5.3)."""
 
 import math
 import re

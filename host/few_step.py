@@ -26,7 +26,7 @@ PRESETS = {
     "Turbo": Preset("euler_ancestral", 1.0),
 }
 SCHEDULER = "simple"
-# FastFace section 5.2: one schedule for all of them.
+# FastFace section 5.3: one schedule for all of them.
 ALPHA, BETA = "1, 1.5, 1.5, 1", "1, 3, 3, 1"
 
 
