@@ -17,6 +17,7 @@ from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
 from .source_trajectory import SourceTrajectory
+from .style_lora_train import StyleLoRATrain
 from .token_merge import TokenMerge
 
 NODES = [
@@ -30,6 +31,7 @@ NODES = [
     FaceAdapterApply,
     ScalePowerAttention,
     ScheduledSoftmaxAttention,
+    StyleLoRATrain,
     SourceTrajectory,
     FastSAMMaskBlend,
     LoRACrossInjection,

@@ -24,7 +24,7 @@ def test_the_set_of_nodes():
     assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
             "AtelierFaceAnalysisLoader", "AtelierFaceAdapterLoader", "AtelierFaceIdentityEncode",
             "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
-            "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
+            "AtelierStyleLoRATrain", "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
             "AtelierDecoupledCFG", "AtelierDecoupledCFGGuider", "AtelierFewStepPreset"} <= set(SCHEMAS)
     assert all(node_id.startswith("Atelier") for node_id in SCHEMAS)
 
