@@ -302,6 +302,15 @@ def test_runs_repeat_and_leave_nothing_behind(model, run):
     assert state(model) == before and state(guided) == patched and guided.model_options == model.model_options
 
 
+def test_a_guider_can_be_used_again(nano, model, latent):
+    """ComfyUI keeps the GUIDER while nothing before it changes."""
+    guider = DecoupledCFGGuider.execute(model, nano.positive, nano.negative, nano.negative)[0]
+    sigmas = custom.BasicScheduler.execute(model, "simple", 4, 1.0)[0]
+    first, again = (custom.SamplerCustomAdvanced.execute(custom.RandomNoise.execute(7)[0], guider, comfy.samplers.sampler_object("euler"),
+                                                         sigmas, {"samples": latent})[0]["samples"] for _ in range(2))
+    assert torch.equal(first, again)
+
+
 def test_a_failed_run_leaves_nothing_behind(model, run):
     guided = dcg(model, rescale=0.75)
     first = run(guided)
@@ -646,8 +655,9 @@ TABLE = {  # base: sampler, timesteps, CFG without decoupled guidance
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_presets(base, name):
+@pytest.mark.parametrize("family, name", [*(("nano", name) for name in TABLE), ("sdxl", "LCM")])
+def test_presets(build_model, family, name):
+    base = build_model(family)
     model, sampler, sigmas, cfg, alpha, beta, steps = FewStepPreset.execute(base, name).result
     sampling = model.get_model_object("model_sampling")
     function, timesteps, scale = TABLE[name]
