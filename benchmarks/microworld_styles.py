@@ -1,4 +1,4 @@
-"""DiffStyler's claims, measured in the microworld: ``python3 atelier.py bench microworld_styles --loras FOLDER [--write FILE]``.
+"""DiffStyler's claims, measured in the microworld: ``python3 atelier.py bench microworld_styles [--loras FOLDER] [--write FILE]``.
 
 The tables of ``docs/microworld-styles.md``. Every number speaks of the demo's procedural portraits, none of photographs.
 """
@@ -18,7 +18,8 @@ from ..demo import judges
 from ..demo.measure import Studio, held_out_pairs
 from ..demo.portraits import sample_identities
 from ..demo.styles import NAMES, render
-from ..host import cross_injection, trajectory
+from ..host import cross_injection, demo_model, trajectory
+from ..host.training import train_style
 from .microworld import table
 
 STYLES = ("watercolor", "neon", "ink", "popart", "cartoon", "pixel")
@@ -48,15 +49,27 @@ def style_picture(style: str) -> torch.Tensor:
     return render(sample_identities(1, generator), torch.tensor([NAMES.index(style)]), torch.tensor([number % 4]), generator)
 
 
+def trained_lora(studio: Studio, style: str) -> dict[str, torch.Tensor]:
+    """Style LoRA Train on the style's one picture, caption "portrait"; more than the node's learning rate, as the network is small."""
+    return train_style(
+        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt("portrait"), rank=16, steps=400,
+        learning_rate=1e-3, targets="qkv", resolution=256, seed=0, augment="none", checkpointing=False, prefix="microworld_styles")[0]
+
+
+def plain_sampling(studio: Studio):
+    """The demo model without LCM, as DDIM needs it."""
+    return comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(studio.model, "eps", False)[0]
+
+
 class Bench:
     """Contents, their trajectories and a LoRA per style, on the demo model with plain epsilon sampling."""
 
-    def __init__(self, loras: dict[str, dict], pictures: dict[str, torch.Tensor]):
-        self.studio, self.styles, self.loras, self.results = Studio(), list(loras), loras, {}
-        self.model = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(self.studio.model, "eps", False)[0]
+    def __init__(self, studio: Studio, loras: dict[str, dict]):
+        self.studio, self.styles, self.loras, self.results = studio, list(loras), loras, {}
+        self.model = plain_sampling(studio)
         self.pairs = held_out_pairs(len(self.styles))
         self.latents = self.studio.encode(self.pairs.contents)
-        self.references = torch.cat([pictures[style] for style in self.styles])
+        self.references = torch.cat([style_picture(style) for style in self.styles])
         self.sources = [self.record(number) for number in range(len(self.styles))]
 
     def record(self, number: int, steps: int = STEPS, fixed_point: int = 0):
@@ -67,9 +80,9 @@ class Bench:
         prompt = self.studio.prompt(f"portrait, {style}" if word else "portrait")
         return cross_injection.Branch(prompt, mask, self.loras[style] if lora else None, style, 1.0)
 
-    def sample(self, number: int, branches, layers="auto", feature_until=401, attention_until=501) -> torch.Tensor:
+    def sample(self, number: int, branches, layers="auto", feature_until=401, attention_until=501, preset="paper", cfg=CFG) -> torch.Tensor:
         guider, sampler, sigmas, latent, _ = cross_injection.cross_injection(
-            self.model, self.sources[number], branches, self.studio.prompt(""), None, preset="paper", cfg=CFG, feature_until=feature_until,
+            self.model, self.sources[number], branches, self.studio.prompt(""), None, preset=preset, cfg=cfg, feature_until=feature_until,
             attention_until=attention_until, background="auto", layers=layers, rows_per_forward=0)
         return guider.sample(torch.zeros_like(latent["samples"]), latent["samples"], sampler, sigmas, disable_pbar=True, seed=0)
 
@@ -157,6 +170,20 @@ def steps_table(bench: Bench) -> str:
     return table("For how long (the paper's figure 7)", ["", *COLUMNS], rows)
 
 
+def presets_table(bench: Bench) -> str:
+    """The published code's ways, on the same trajectories; and four steps with shared noise on the model's LCM sampling, (12)."""
+    rows = [["preset reference", *bench.injected("reference", preset="reference")]]
+    slow = bench.model, bench.sources
+    bench.model = bench.studio.model
+    bench.sources = [trajectory.record(bench.model, {"samples": bench.latents[number:number + 1]}, bench.studio.prompt(""), mode="shared noise", steps=4,
+                                       fixed_point=0, seed=0, budget=2**28) for number in range(len(bench.styles))]
+    for cfg in (1.0, CFG):
+        rows += [[f"4 steps, shared noise, cfg {cfg:g}, layers {layers or 'none'}", *bench.injected(f"4 steps, cfg {cfg:g}, layers {layers or 'none'}", layers=layers, cfg=cfg)]
+                 for layers in ("auto", "f=4;sa=4-11", "")]
+    bench.model, bench.sources = slow
+    return table("The published code's preset, and four LCM steps with shared noise", ["", *COLUMNS], rows)
+
+
 def regions_table(bench: Bench) -> str:
     """Two styles in two strips, a third strip left alone: every strip judged by itself."""
     left, right = torch.zeros(1, 256, 256), torch.zeros(1, 256, 256)
@@ -182,18 +209,18 @@ def regions_table(bench: Bench) -> str:
     return table("Two styles in two regions", ["", "style: own", "style: the other region's", "largest change (pixels from 0 to 1)"], rows)
 
 
-TABLES = (baseline_table, injection_table, steps_table, regions_table, inversion_table)
+TABLES = (baseline_table, injection_table, steps_table, presets_table, regions_table, inversion_table)
 
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="atelier.py bench microworld_styles", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--loras", type=Path, required=True, help="folder with a LoRA per style, such as neon.safetensors, trained on that style's `style_picture`")
+    parser.add_argument("--loras", type=Path, help="folder with a LoRA per style, such as neon.safetensors, trained on its `style_picture`; else they are trained first")
     parser.add_argument("--write", type=Path, help="also write the tables, as Markdown, and beside them the means as JSON")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     with torch.inference_mode():
-        loras = {style: load_file(args.loras / f"{style}.safetensors") for style in STYLES if (args.loras / f"{style}.safetensors").exists()}
-        bench = Bench(loras, {style: style_picture(style) for style in loras})
+        studio = Studio()
+        bench = Bench(studio, {style: load_file(args.loras / f"{style}.safetensors") if args.loras else trained_lora(studio, style) for style in STYLES})
         text = "\n".join(make(bench) for make in TABLES)
     print(text)
     if args.write:
