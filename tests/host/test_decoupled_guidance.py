@@ -233,6 +233,24 @@ def test_places_and_prompts(nano, model, run, name):
     assert set(model.adapter.seen) == alone[name]
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_wrappers_of_others_are_told_too(model, run, order):
+    seen = set()
+
+    def note(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        seen.add((tuple(transformer_options["cond_or_uncond"]), tuple(transformer_options["pa_text"])))
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def listen(m):
+        m = m.clone()
+        m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", note)
+        return m
+
+    options = {"alpha": "2", "beta": "3"}
+    run(dcg(listen(model), **options) if order == "before" else listen(dcg(model, **options)))
+    assert seen == {TOLD["DCG_2"]}
+
+
 # 3. Exact laws.
 
 @pytest.mark.parametrize("routing", ["shared", "separate"])
