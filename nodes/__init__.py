@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .clip_similarity_loader import CLIPSimilarityLoader
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
 from .decoupled_cfg import DecoupledCFG
@@ -11,8 +12,12 @@ from .face_adapter_apply import FaceAdapterApply
 from .face_adapter_loader import FaceAdapterLoader
 from .face_analysis_loader import FaceAnalysisLoader
 from .face_identity_encode import FaceIdentityEncode
+from .fastsam_loader import FastSAMLoader
+from .fastsam_mask import FastSAMMask
+from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
+from .mask_to_latent_grid import MaskToLatentGrid
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -38,6 +43,11 @@ NODES = [
     DecoupledCFG,
     DecoupledCFGGuider,
     FewStepPreset,
+    FastSAMLoader,
+    FastSAMSegment,
+    CLIPSimilarityLoader,
+    FastSAMMask,
+    MaskToLatentGrid,
 ]
 
 

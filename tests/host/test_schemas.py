@@ -25,7 +25,8 @@ def test_the_set_of_nodes():
             "AtelierFaceAnalysisLoader", "AtelierFaceAdapterLoader", "AtelierFaceIdentityEncode",
             "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
             "AtelierStyleLoRATrain", "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
-            "AtelierDecoupledCFG", "AtelierDecoupledCFGGuider", "AtelierFewStepPreset"} <= set(SCHEMAS)
+            "AtelierDecoupledCFG", "AtelierDecoupledCFGGuider", "AtelierFewStepPreset",
+            "AtelierFastSAMLoader", "AtelierFastSAMSegment", "AtelierFastSAMMask", "AtelierMaskToLatentGrid", "AtelierCLIPSimilarityLoader"} <= set(SCHEMAS)
     assert all(node_id.startswith("Atelier") for node_id in SCHEMAS)
 
 
@@ -35,7 +36,7 @@ def schema(request):
 
 
 def widgets(schema):
-    return [item for item in schema.inputs if hasattr(item, "default")]
+    return [item for item in schema.inputs if hasattr(item, "default") and not getattr(item, "force_input", None)]  # those are sockets
 
 
 def shown(item):
