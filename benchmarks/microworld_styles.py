@@ -185,28 +185,28 @@ def presets_table(bench: Bench) -> str:
 
 
 def regions_table(bench: Bench) -> str:
-    """Two styles in two strips, a third strip left alone: every strip judged by itself."""
+    """Two styles in two strips, a third strip between them left alone: every strip judged by itself."""
     left, right = torch.zeros(1, 256, 256), torch.zeros(1, 256, 256)
     left[..., :96], right[..., 160:] = 1, 1
-    count, spread = len(bench.styles), bench.studio.world.spread
-    sums, latent, pixels, pasted = torch.zeros(4), 0.0, 0.0, 0.0
-    for number, first in enumerate(bench.styles):
-        second = bench.styles[(number + 1) % count]
-        out = bench.sample(number, [bench.branch(first, left), bench.branch(second, right)])
-        original, picture, content = bench.latents[number:number + 1], bench.studio.decode(out), bench.pairs.contents[number:number + 1]
-        references = [bench.references[bench.styles.index(style)][None] for style in (first, second)]
-        distance = lambda crop, reference: float(judges.style_distance(crop, reference, spread))
-        west, east = picture[..., :96], picture[..., 160:]
-        sums += torch.tensor([distance(west, references[0]), distance(west, references[1]), distance(east, references[1]), distance(east, references[0])])
-        latent = max(latent, float((out - original)[..., 6:10].abs().max()))
-        pixels = max(pixels, float((picture - bench.studio.decode(original))[..., 96:160].abs().max()))
-        mask = left + right
-        pasted = max(pasted, float((picture * mask + content * (1 - mask) - content)[..., 96:160].abs().max()))
-    own_west, other_west, own_east, other_east = (sums / count).tolist()
-    bench.results["regions"] = {"left": [own_west, other_west], "right": [own_east, other_east], "latent": latent, "pixels": pixels, "pasted": pasted}
-    rows = [["left strip", f"{own_west:.3f}", f"{other_west:.3f}", ""], ["right strip", f"{own_east:.3f}", f"{other_east:.3f}", ""],
-            ["between, latent", "", "", f"{latent:g}"], ["between, decoded", "", "", f"{pixels:.3f}"], ["between, pasted with the MASK output", "", "", f"{pasted:g}"]]
-    return table("Two styles in two regions", ["", "style: own", "style: the other region's", "largest change (pixels from 0 to 1)"], rows)
+    kept, spread, rows = 1 - left - right, bench.studio.world.spread, []
+    for layers in ("auto", "f=4;sa=4-11", ""):
+        found = []
+        for number, first in enumerate(bench.styles):
+            second = bench.styles[(number + 1) % len(bench.styles)]
+            out = bench.sample(number, [bench.branch(first, left), bench.branch(second, right)], layers=layers)
+            original, picture, content = bench.latents[number:number + 1], bench.studio.decode(out), bench.pairs.contents[number:number + 1]
+            own = [bench.references[bench.styles.index(style)][None] for style in (first, second)]
+            strips = (picture[..., :96], picture[..., 160:])
+            distances = [float(judges.style_distance(strip, reference, spread)) for strip, pair in zip(strips, (own, own[::-1])) for reference in pair]
+            pasted = picture * (1 - kept) + content * kept
+            changes = [((a - b)[..., cut].abs().max()) for a, b, cut in (
+                (out, original, slice(6, 10)), (picture, bench.studio.decode(original), slice(96, 160)), (pasted, content, slice(96, 160)))]
+            found.append([*distances, *map(float, changes)])
+        numbers = torch.tensor(found)
+        bench.results[f"regions, layers {layers or 'none'}"] = [*numbers[:, :4].mean(0).tolist(), *numbers[:, 4:].amax(0).tolist()]
+        rows.append([f"layers {layers or 'none'}", *(f"{value:.3f}" for value in numbers[:, :4].mean(0).tolist()), *(f"{value:.3g}" for value in numbers[:, 4:].amax(0).tolist())])
+    return table("Two styles in two regions: style distance by strip, and the largest change between them", [
+        "", "left: own", "left: the right one's", "right: own", "right: the left one's", "between: latent", "between: decoded", "between: pasted by mask"], rows)
 
 
 TABLES = (baseline_table, injection_table, steps_table, presets_table, regions_table, inversion_table)
