@@ -138,6 +138,8 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
 
     def install_test_packages():
         pip(display, python, "Install what the tests need", "install", "-r", str(ROOT / "requirements-test.txt"))
+        # insightface brings opencv-python, which needs a screen's libGL: the same files without that need take its place.
+        pip(display, python, "Use OpenCV without a screen", "install", "--force-reinstall", "--no-deps", "opencv-python-headless")
 
     stage("python", "1", make_python)
     stage("comfyui", pin.read_text(encoding="utf-8"), make_comfyui)

@@ -110,8 +110,15 @@ def import_insightface():
     try:
         from insightface.app import FaceAnalysis
     except ImportError as error:
-        raise ValueError(f"{LOADER}: the package insightface cannot be imported ({error}). Run: {install_command()}") from error
+        raise missing_insightface(LOADER, error) from error
     return FaceAnalysis
+
+
+def missing_insightface(node: str, error: ImportError) -> ValueError:
+    command = install_command()
+    if "libGL" in str(error):  # opencv-python on a server without a screen
+        command = f'"{sys.executable}" -m pip install --force-reinstall --no-deps opencv-python-headless'
+    return ValueError(f"{node}: the package insightface cannot be imported ({error}). Run: {command}")
 
 
 def execution_providers(choice: str, available: list[str]) -> list[str]:
@@ -222,7 +229,7 @@ def photo(analysis, image: torch.Tensor, number: int, pick: str, face_index: int
     except ValueError as error:
         raise ValueError(f"{ENCODE}: photo {number + 1} of the batch: {error}.") from error
     except ImportError as error:
-        raise ValueError(f"{ENCODE}: the package insightface cannot be imported ({error}). Run: {install_command()}") from error
+        raise missing_insightface(ENCODE, error) from error
 
 
 def nobody(found: list, if_no_face: str) -> tuple[FaceIdentity, torch.Tensor, int]:

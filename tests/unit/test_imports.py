@@ -83,3 +83,13 @@ def test_nothing_prints():
         for path in (ROOT / folder).rglob("*.py"):
             calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
             assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path
+
+
+OPTIONAL = {"cv2", "insightface", "onnx", "onnxruntime", "skimage"}
+
+
+@pytest.mark.parametrize("folder", [folder for folder in RULES if (ROOT / folder).is_dir()])
+def test_optional_packages_are_imported_where_they_are_used(folder):
+    """The pack loads without them."""
+    files = (ROOT / folder).rglob("*.py") if folder else [ROOT / "__init__.py"]
+    assert not [path for path in files for _, module, at_top in imports_of(path, ROOT) if at_top and module in OPTIONAL]
