@@ -214,7 +214,8 @@ def encoded(model, vae, pictures: torch.Tensor, resolution: int, flip: bool) -> 
     unit = 8 * int(vae.spacial_compression_encode())
     short = min(pictures.shape[1:3])
     height, width = (max(unit, int(resolution * min(side / short, 2) / unit + 0.5) * unit) for side in pictures.shape[1:3])
-    pixels = comfy.utils.common_upscale(pictures.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
+    method = "area" if min(height, width) < short else "bicubic"  # lanczos would round to 8 bits
+    pixels = comfy.utils.common_upscale(pictures.movedim(-1, 1), width, height, method, "center").movedim(1, -1).clamp(0, 1)
     found = []
     for picture in pixels.split(1):
         variants = [picture, picture.flip(2)] if flip else [picture]
