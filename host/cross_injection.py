@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ..attention import injection
 from ..attention.masks import mask_on_grid
 from ..guidance import regions
+from ..segmentation.masks import checked
 from .adapters import low_rank_pairs
 from .log import log
 from .routed import Lora, Routed, decoder, injected_modules
@@ -114,17 +115,7 @@ def latent_mask(mask: torch.Tensor | None, size: tuple[int, int], preset: str, n
     """
     if mask is None:
         return torch.ones(size)
-    where = f"The mask of style {number} of {NODE}"
-    mask = mask.float().cpu().reshape(-1, *mask.shape[-2:])
-    if mask.numel() == 0:
-        raise ValueError(f"{where} holds no mask: nothing was found. Connect a mask, or none to style the whole picture.")
-    if not torch.isfinite(mask).all():
-        raise ValueError(f"{where} holds NaN or infinite values. Check the node it comes from.")
-    height, width = mask.shape[-2:]
-    if abs(width * size[0] / (height * size[1]) - 1) > 0.01:
-        raise ValueError(f"{where} is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}. Make it from the picture that "
-                         "was encoded.")
-    mask = mask.clamp(0, 1).amax(0, keepdim=True)
+    mask = checked(mask, size, f"The mask of style {number} of {NODE}").amax(0, keepdim=True)
     if preset == "reference":
         return (F.interpolate(mask[None], size, mode="bilinear")[0, 0] > 0).float()
     return mask_on_grid(mask, size).view(size)

@@ -105,8 +105,8 @@ def checked(mask: torch.Tensor, size: tuple[int, int], where: str) -> torch.Tens
         raise ValueError(f"{where} holds NaN or infinite values. Check the node it comes from.")
     height, width = mask.shape[-2:]
     if abs(width * size[0] / (height * size[1]) - 1) > 0.01:
-        raise ValueError(f"{where} is {width} x {height}, another shape than {size[1]} x {size[0]} of the latent. Make it from the picture "
-                         "that was encoded.")
+        raise ValueError(f"{where} is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}. Make it from the picture that "
+                         "was encoded.")
     return mask.clamp(0, 1)
 
 

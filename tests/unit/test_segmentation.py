@@ -599,7 +599,7 @@ def test_grow_and_feather():
 
 @pytest.mark.parametrize("mask, message", [
     (torch.zeros(0, 64, 64), "^The mask of X holds no mask: nothing was found"),
-    (torch.zeros(1, 64, 80), "^The mask of X is 80 x 64, another shape than 8 x 8 of the latent"),
+    (torch.zeros(1, 64, 80), "^The mask of X is 80 x 64, another shape than the latent's 8 x 8"),
     (torch.full((1, 64, 64), float("nan")), "^The mask of X holds NaN"),
     (torch.full((1, 64, 64), float("inf")), "^The mask of X holds NaN or infinite"),
 ])

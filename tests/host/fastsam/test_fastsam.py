@@ -18,7 +18,8 @@ from portrait_atelier.nodes.fastsam_loader import FastSAMLoader
 from portrait_atelier.nodes.fastsam_segment import FastSAMSegment
 from portrait_atelier.nodes.mask_to_latent_grid import MaskToLatentGrid
 
-from .conftest import ALL, BLUE, GREEN, RED, candidate, picture, select, write_onnx
+from .conftest import picture, select
+from .network import ALL, BLUE, GREEN, RED, candidate, write_onnx
 
 
 def iou(mask, truth):
