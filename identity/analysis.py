@@ -1,7 +1,7 @@
 """From photos to faces: which face, the aligned crop, and what happens where there is none.
 
 An analysis is any object whose `.get(bgr uint8 [height, width, 3])` lists faces with bbox, kps, normed_embedding and det_score,
-as insightface's FaceAnalysis does.
+as insightface's FaceAnalysis does. A face that also has `aligned` (uint8 [224, 224, 3], BGR), as the demo's, needs no insightface.
 """
 
 from collections.abc import Sequence
@@ -72,6 +72,9 @@ def align(bgr: np.ndarray, face) -> np.ndarray:
 
     Raises ValueError when the analysis gave no points.
     """
+    aligned = getattr(face, "aligned", None)
+    if aligned is not None:
+        return aligned
     from insightface.utils import face_align
 
     if face.kps is None:

@@ -7,6 +7,7 @@ from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
 from .decoupled_cfg import DecoupledCFG
 from .decoupled_cfg_guider import DecoupledCFGGuider
+from .demo_face_loader import DemoFaceLoader
 from .demo_model_loader import DemoModelLoader
 from .face_adapter_apply import FaceAdapterApply
 from .face_adapter_loader import FaceAdapterLoader
@@ -27,6 +28,7 @@ from .token_merge import TokenMerge
 
 NODES = [
     DemoModelLoader,
+    DemoFaceLoader,
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,

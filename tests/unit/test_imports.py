@@ -11,7 +11,7 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 # folder -> the folders of the pack it may import, and the host modules it may import
 RULES = {
     "attention": (set(), set()),
-    "demo": ({"host", "attention"}, COMFY - {"comfy_api"}),
+    "demo": ({"host", "attention", "guidance", "identity"}, COMFY - {"comfy_api"}),
     "evaluation": (set(), set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),
