@@ -5,6 +5,7 @@
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
     python3 atelier.py test [PYTEST ARGUMENTS]                             all tests
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
+    python3 atelier.py train-style --picture F [--output F] ...           a style LoRA from one picture (--help lists all)
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
     python3 atelier.py evaluate MANIFEST [ARGUMENTS]                       the papers' metrics (docs/evaluation.md)
 
@@ -45,6 +46,7 @@ from headless.errors import AtelierError, ServerError  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.server import LocalServer, free_port, require_free, stop_group  # noqa: E402
 from headless.stylize import PICTURES, add_arguments, stylize  # noqa: E402
+from headless.train_style import add_train_arguments, train_style  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +60,27 @@ def run_stylize(arguments: list, display: Display) -> int:
                     allow_abbrev=False)
     add_arguments(parser)
     options = parser.parse_args(arguments)
+    path = stylize(options, own_server(display, extra), display)
+    display.clear()
+    print(path)
+    return 0
 
+
+def run_train_style(arguments: list, display: Display) -> int:
+    arguments, extra = split(arguments)
+    parser = Parser("atelier.py train-style", description="Train a style LoRA on one picture. What follows -- goes to ComfyUI.",
+                    allow_abbrev=False)
+    add_train_arguments(parser)
+    # Not a folder of this run: what cannot be put in its place, as on a full disk, is not lost, and `serve` lists it.
+    output = HOME / "base" / "output"
+    path = train_style(parser.parse_args(arguments), own_server(display, extra, output), display, output)
+    display.clear()
+    print(path)
+    return 0
+
+
+def own_server(display: Display, extra: list, output=None):
+    """start(checkpoint_folder), a context with a ComfyUI of this run alone; it saves in `output`, else in a folder of this run."""
     @contextlib.contextmanager
     def start(checkpoint_folder):
         env = environment(display)
@@ -68,7 +90,8 @@ def run_stylize(arguments: list, display: Display) -> int:
             more = ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
             for name in ("input", "output", "temp"):
                 (Path(folder) / name).mkdir()
-                more += [f"--{name}-directory", str(Path(folder) / name)]
+                kept = output if name == "output" and output else Path(folder) / name
+                more += [f"--{name}-directory", str(kept)]
             if checkpoint_folder:
                 paths = Path(folder) / "checkpoint.yaml"
                 paths.write_text(json.dumps({"given": {"checkpoints": str(checkpoint_folder), "is_default": True}}))
@@ -78,10 +101,7 @@ def run_stylize(arguments: list, display: Display) -> int:
             with LocalServer(words, f"http://127.0.0.1:{port}", env.comfyui, log, env.variables) as server:
                 yield server
 
-    path = stylize(options, start, display)
-    display.clear()
-    print(path)
-    return 0
+    return start
 
 
 def run_serve(arguments: list, display: Display) -> int:
@@ -199,7 +219,7 @@ def split(arguments: list) -> tuple:
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-demo": run_train_demo,
+COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-style": run_train_style, "train-demo": run_train_demo,
             "evaluate": run_evaluate}
 
 

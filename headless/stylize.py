@@ -46,11 +46,16 @@ def stylize(args, start, display: Display) -> Path:
     workflow = workflows.load(args.workflow)
     pictures = {"Content": picture(args.content, "content"), "Style": picture(args.style, "style")}
     output = output_path(args.output, pictures)
+    return on_server(args, start, display, lambda client: run(args, workflow, pictures, output, client, display))
+
+
+def on_server(args, start, display: Display, work):
+    """The result of work(client) on the ComfyUI at args.server, or on one started for it that finds the file args.checkpoint."""
     checkpoint = Path(args.checkpoint or "").expanduser()
     if args.server:
         client = Client(args.server)
         client.version()
-        return run(args, workflow, pictures, output, client, display)
+        return work(client)
     is_file = checkpoint.is_file()  # else it may be a name in the server's list
     if checkpoint.is_absolute() and not is_file:
         raise AtelierError(f"checkpoint {checkpoint} not found: there is no such file")
@@ -59,14 +64,13 @@ def stylize(args, start, display: Display) -> Path:
         if is_file:
             args.checkpoint = checkpoint.name
         try:
-            path = run(args, workflow, pictures, output, server.client, display)
+            return work(server.client)
         except ServerError as error:
             if server.process.poll() is None:
                 raise
             raise AtelierError(f"ComfyUI ended during the run: {server.last_line()} (log: {server.log})") from error
         except AtelierError as error:
             raise type(error)(f"{error} (log: {server.log})") from error
-        return path
 
 
 def run(args, workflow: dict, pictures: dict, output: Path, client: Client, display: Display) -> Path:
@@ -119,16 +123,22 @@ def picture(name, which: str) -> Path:
 
 
 def output_path(name, pictures: dict) -> Path:
-    """Where the result goes: checked before any work, so that no run is lost to a typing error."""
-    default = "_".join(path.stem for path in pictures.values()) + ".png"
+    """Where the picture goes, by default CONTENT_STYLE.png."""
+    return result_path(name, "_".join(path.stem for path in pictures.values()) + ".png")
+
+
+def result_path(name, default: str) -> Path:
+    """Where a result goes that is a file like `default`: checked before any work, so that no run is lost to a typing error."""
+    suffix = "." + default.rpartition(".")[2]
     path = Path(name).expanduser() if name else Path(default)
     if path.is_dir():
         path = path / default
         name = None
-    if path.suffix.lower() not in ("", ".png"):
-        raise AtelierError(f"--output {path}: the result is a PNG file, so name it {path.stem}.png")
+    if path.suffix.lower() not in ("", suffix):
+        kind = suffix[1:].upper() if suffix == ".png" else suffix[1:]
+        raise AtelierError(f"--output {path}: the result is a {kind} file, so name it {path.stem}{suffix}")
     if not path.suffix:
-        path = path.with_suffix(".png")
+        path = path.with_suffix(suffix)
     if not path.parent.is_dir():
         raise AtelierError(f"--output {path}: there is no folder {path.parent.resolve()}")
     if not os.access(path.parent, os.W_OK):

@@ -98,6 +98,14 @@ class Editor:
             else:
                 self._set(node, name, value, flag)
 
+    def set_node(self, wanted: str, name: str, value, flag: str) -> None:
+        """Set an input of every node with the title or class `wanted`; `flag` is the option that says so."""
+        nodes = self._named(wanted)
+        if not nodes:
+            raise AtelierError(f"{flag}: workflow {self.name} has no node {wanted}")
+        for node in nodes:
+            self._set(node, name, value, flag)
+
     def set_input(self, assignment: str) -> None:
         """Apply "NODE.INPUT=VALUE"; NODE is an id, a title or a class that only one node has."""
         target, equals, value = assignment.partition("=")

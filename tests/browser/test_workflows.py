@@ -30,7 +30,8 @@ SHOWN = """nodes2 => {
 
 
 def test_every_workflow_has_an_api_twin():
-    assert WORKFLOWS == sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) != []
+    twins = {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
+    assert set(WORKFLOWS) <= twins and twins - set(WORKFLOWS) <= {"train_style_demo", "train_style_sd15"}  # those of a command
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def literal(toy, steps=6, rate=0.01, rank=2):
 
 def error(toy):
     (found,), wanted = toy.train().pairs.values(), literal(toy)
-    return max(float((a - b).abs().max()) for a, b in zip(found, wanted))
+    return max(float((a.detach() - b).abs().max()) for a, b in zip(found, wanted))
 
 
 def test_the_optimizer(toy):
