@@ -66,6 +66,7 @@ def test_the_mask_modes_find_colours(network, height, width, mode, least):
     model = network([candidate((0, 0, 1000, 1000), colour, score=.9 - .1 * colour) for colour in cuts])
     result, everything = FastSAMSegment.execute(model, image, size=512, iou=1.0, mask_mode=mode).result
     assert everything.shape == (1, height, width)
+    assert torch.equal(everything[0] > 0, result[0].masks[0] | result[0].masks[1] | result[0].masks[2])
     for mask, cut in zip(result[0].masks, cuts.values()):
         assert iou(mask, rectangle(height, width, *cut)) > least
 
@@ -110,6 +111,13 @@ def test_a_batch_is_segmented_one_by_one(network):
     assert [len(frame) for frame in boxes] == [1, 1]
     rows, boxes = select(result, mode="everything")
     assert len(rows) == sum(map(len, boxes)) == 2
+
+
+def test_a_list_of_boxes_per_picture(scene):
+    twice = scene * 2
+    mask, boxes = select(twice, mode="box", bboxes=[[RED_BOX], [BLUE_BOX, GREEN_BOX]])
+    assert mask.shape == (2, 128, 192) and near(boxes[0], RED_BOX) and near(boxes[1], BLUE_BOX, GREEN_BOX)
+    assert not select(twice, mode="box", bboxes=[[], [BLUE_BOX]])[0][0].any()
 
 
 def test_alpha_is_left_out(network):
