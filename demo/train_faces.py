@@ -32,7 +32,7 @@ log = logging.getLogger("portrait_atelier")
 
 SHARES = {"recogniser": .2, "adapter": .6}         # of --minutes; there are two recognisers
 SEEDS = {"own": 21_000, "judge": 31_000}
-PEOPLE, STYLES_EACH = 2400, 6                      # rendered for each recogniser
+PEOPLE, STYLES_EACH = 3200, 5                      # rendered for each recogniser
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
 
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40, help="time for all stages that learn (default 40)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="that of train-demo, with its pictures and latents")
-    parser.add_argument("--people", type=int, default=PEOPLE, help="to render for each recogniser, six styles each")
+    parser.add_argument("--people", type=int, default=PEOPLE, help="to render for each recogniser, five styles each")
     parser.add_argument("--world", type=Path, default=checkpoint.PATH, help="the packed demo model that the adapter is for")
     parser.add_argument("--start-adapter", type=Path, help="go on from this adapter file, as demo/face_adapter.safetensors")
     parser.add_argument("--faces-output", type=Path, help="folder for the two packed files (default: --folder; copy them into demo/ when they are better)")
