@@ -1,4 +1,4 @@
-"""The command `stylize`: check the call, upload two pictures, run a workflow, save its picture."""
+"""The command `stylize`: check the call, upload pictures, run a workflow, save its picture."""
 import argparse
 import os
 from pathlib import Path
@@ -10,6 +10,8 @@ from .progress import Display
 from .server import LocalServer
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo" / "pictures"
+# Titles of Load Image nodes, each an option's name too, and what they load by default.
+SHIPPED = {"Content": "content.png", "Style": "style.png", "Face": "content.png"}
 # The first bytes of the formats that Load Image reads.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
@@ -18,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--content", metavar="FILE", help="portrait to stylize (default: the shipped one)")
     add("--style", metavar="FILE", help="picture that gives the style (default: the shipped one)")
+    add("--face", metavar="FILE", help="photo of the person, for the fastface workflows (default: the shipped portrait)")
     add("--output", metavar="FILE", help="where to save the PNG, replacing a file of that name; a folder is fine "
-        "(default: CONTENT_STYLE.png here, numbered where that exists)")
+        "(default: CONTENT_STYLE.png or FACE_WORKFLOW.png here, numbered where that exists)")
     add("--workflow", default="zepo_demo", metavar="NAME", help="%(default)s by default; "
         f"one of {', '.join(workflows.shipped())}, or a file in ComfyUI's API format")
     add("--checkpoint", metavar="FILE", help="checkpoint file, or its name in the server's list")
@@ -44,8 +47,10 @@ def stylize(args, start, display: Display) -> Path:
     `start(checkpoint_folder)` gives a LocalServer; it is called only without --server, and stopped here.
     """
     workflow = workflows.load(args.workflow)
-    pictures = {"Content": picture(args.content, "content"), "Style": picture(args.style, "style")}
-    output = output_path(args.output, pictures)
+    # A shipped picture is only a default, for workflows that have a place for it.
+    pictures = {wanted: picture(getattr(args, wanted.lower()), wanted.lower()) for wanted in SHIPPED
+                if getattr(args, wanted.lower()) is not None or workflows.titled(workflow, ("LoadImage",), wanted)}
+    output = output_path(args.output, pictures, args.workflow)
     return on_server(args, start, display, lambda client: run(args, workflow, pictures, output, client, display))
 
 
@@ -83,11 +88,9 @@ def run(args, workflow: dict, pictures: dict, output: Path, client: Client, disp
         editor.set_input(assignment)
     editor.check_checkpoints()
     for wanted, path in pictures.items():
-        # The shipped pictures are only a default: another workflow may have no such place.
-        if getattr(args, wanted.lower()) or editor.has_picture(wanted):
-            if not path.is_file():
-                raise AtelierError(f"the shipped picture {path} is missing: give --{wanted.lower()} FILE")
-            editor.set_picture(wanted, client.upload(path))
+        if not path.is_file():
+            raise AtelierError(f"the shipped picture {path} is missing: give --{wanted.lower()} FILE")
+        editor.set_picture(wanted, client.upload(path))
     outputs = client.run(editor.workflow, lambda progress: display.show(line(progress)))
     display.clear()
     results = {node: output for node, output in outputs.items() if title(editor.workflow, node) == "Result"}
@@ -111,7 +114,7 @@ def line(progress: Progress) -> str:
 def picture(name, which: str) -> Path:
     """The path of a picture that exists and looks like one. AtelierError otherwise."""
     if name is None:
-        return PICTURES / f"{which}.png"
+        return PICTURES / SHIPPED[which.capitalize()]
     path = Path(name).expanduser()
     if not path.is_file():
         raise AtelierError(f"--{which} {name}: there is no such file in {path.resolve().parent}")
@@ -122,9 +125,10 @@ def picture(name, which: str) -> Path:
     return path
 
 
-def output_path(name, pictures: dict) -> Path:
-    """Where the picture goes, by default CONTENT_STYLE.png."""
-    return result_path(name, "_".join(path.stem for path in pictures.values()) + ".png")
+def output_path(name, pictures: dict, workflow: str) -> Path:
+    """Where the result goes, by default CONTENT_STYLE.png; a single picture's name alone would be that of the picture itself."""
+    names = [path.stem for path in pictures.values()]
+    return result_path(name, "_".join(names if len(names) > 1 else [*names, Path(workflow).stem]) + ".png")
 
 
 def result_path(name, default: str) -> Path:

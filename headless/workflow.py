@@ -10,7 +10,7 @@ from .errors import AtelierError
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "api"
 
 # option -> (node classes, title or None for any, input). An option sets every node that fits.
-SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "RandomNoise", "BasicScheduler", "CFGGuider")
+SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "RandomNoise", "BasicScheduler", "CFGGuider", "AtelierFewStepPreset")
 OPTIONS = {
     "prompt": (("CLIPTextEncode",), "Prompt", ("text",)),
     "negative": (("CLIPTextEncode",), "Negative prompt", ("text",)),
@@ -50,6 +50,12 @@ def load(name: str) -> dict:
     return workflow
 
 
+def titled(workflow: dict, classes, wanted: "str | None") -> "list[str]":
+    """The ids of all nodes of these classes with the title `wanted`; None: any title."""
+    return [node for node, entry in workflow.items()
+            if entry["class_type"] in classes and wanted in (None, title(workflow, node))]
+
+
 class Editor:
     """Sets values in a copy of `workflow`, each checked against the node descriptions of the server behind `client`.
 
@@ -67,13 +73,9 @@ class Editor:
                 f"install the node pack there (for Atelier nodes, this one) or see its log for why it did not load"
             )
 
-    def has_picture(self, wanted: str) -> bool:
-        """Whether the workflow has a Load Image node titled `wanted`."""
-        return bool(self._titled(("LoadImage",), wanted))
-
     def set_picture(self, wanted: str, value: str) -> None:
         """Let the Load Image node titled `wanted` load `value`, the answer of Client.upload."""
-        nodes = self._titled(("LoadImage",), wanted)
+        nodes = titled(self.workflow, ("LoadImage",), wanted)
         if not nodes:
             raise AtelierError(f'workflow {self.name} has no Load Image node titled "{wanted}"')
         for node in nodes:
@@ -83,7 +85,7 @@ class Editor:
         """Set one of OPTIONS wherever it fits."""
         classes, wanted, names = OPTIONS[option]
         places = [
-            (node, name) for node in self._titled(classes, wanted) for name in names
+            (node, name) for node in titled(self.workflow, classes, wanted) for name in names
             if name in self._inputs(node)
         ]
         flag = "--" + option.replace("_", "-")
@@ -125,7 +127,7 @@ class Editor:
 
     def check_checkpoints(self) -> None:
         """Every checkpoint that the workflow names must be in the server's list."""
-        for node in self._titled(("CheckpointLoaderSimple",), None):
+        for node in titled(self.workflow, ("CheckpointLoaderSimple",), None):
             wanted = self.workflow[node]["inputs"].get("ckpt_name")
             known = choices(self._inputs(node)["ckpt_name"])
             if isinstance(wanted, str) and known is not None and wanted not in known:
@@ -135,15 +137,11 @@ class Editor:
                     f"give --checkpoint one of these or, without --server, the path of a file"
                 )
 
-    def _titled(self, classes, wanted) -> "list[str]":
-        return [node for node, entry in self.workflow.items()
-                if entry["class_type"] in classes and wanted in (None, title(self.workflow, node))]
-
     def _named(self, name: str) -> "list[str]":
         if name in self.workflow:
             return [name]
-        titled = [node for node in self.workflow if title(self.workflow, node) == name]
-        return titled or [node for node, entry in self.workflow.items() if entry["class_type"] == name]
+        called = [node for node in self.workflow if title(self.workflow, node) == name]
+        return called or [node for node, entry in self.workflow.items() if entry["class_type"] == name]
 
     def _inputs(self, node: str) -> dict:
         groups = self.info[self.workflow[node]["class_type"]]["input"]

@@ -85,17 +85,23 @@ def test_missing_pictures_are_told_with_their_folder(tmp_path):
 def test_the_default_name_never_replaces_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures = {"Content": tmp_path / "me.jpg", "Style": tmp_path / "ink.png"}
-    assert output_path(None, pictures).name == "me_ink.png"
+    assert output_path(None, pictures, "zepo_demo").name == "me_ink.png"
     for name in ("me_ink.png", "me_ink_2.png"):
         (tmp_path / name).touch()
-    assert output_path(None, pictures).name == "me_ink_3.png"
-    assert output_path(str(tmp_path), pictures) == tmp_path / "me_ink_3.png"
-    assert output_path("me_ink.png", pictures).name == "me_ink.png"
-    assert output_path("plain", pictures).name == "plain.png"
+    assert output_path(None, pictures, "zepo_demo").name == "me_ink_3.png"
+    assert output_path(str(tmp_path), pictures, "zepo_demo") == tmp_path / "me_ink_3.png"
+    assert output_path("me_ink.png", pictures, "zepo_demo").name == "me_ink.png"
+    assert output_path("plain", pictures, "zepo_demo").name == "plain.png"
+
+
+def test_the_default_name_of_a_result_from_one_picture_or_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert output_path(None, {"Face": tmp_path / "me.jpg"}, "fastface_demo").name == "me_fastface_demo.png"
+    assert output_path(None, {}, "flows/mine.json").name == "mine.png"
 
 
 @pytest.mark.parametrize("name, told", [("x.jpg", "name it x.png"), ("v1.2", "PNG"), ("none/x.png", "no folder")])
 def test_bad_output_names(tmp_path, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AtelierError, match=told):
-        output_path(name, {})
+        output_path(name, {}, "zepo_demo")
