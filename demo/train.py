@@ -1,4 +1,4 @@
-"""Trains the microworld's model: ``python3 atelier.py train-demo [--minutes N] [--device D] [--folder F] [--only STAGE]``.
+"""Trains the microworld's model: ``python3 atelier.py train-demo [--minutes N] [--device D] [--folder F]``.
 
 Stages: pictures are rendered; the codec's linear maps are set; the UNet learns to denoise in v-prediction; a student
 learns to reach the end of the teacher's trajectory in one call (few-step consistency sampling); the codec's decoder
@@ -32,7 +32,7 @@ from .text import INDEX, LENGTH, TextEncoder
 log = logging.getLogger("portrait_atelier")
 
 # Shares of --minutes. Rendering and packing take what they take.
-SHARES = {"unet": .55, "student": .22, "decoder": .18, "judges": .05}
+SHARES = {"unet": .5, "student": .25, "decoder": .2, "judges": .05}
 SEED = 1000
 WORDS = 20                                                        # most phrases a caption can hold before some are dropped
 
@@ -182,6 +182,11 @@ def channel_weights(folder: Path) -> torch.Tensor:
     return (gain / gain.mean()).view(1, -1, 1, 1)
 
 
+def v_loss(net, z_t, t, context, v, a, weights):
+    """Squared error of predicted v at timesteps t with alpha_bar a; divided by the spread of v, so every timestep weighs alike."""
+    return ((predict(net, z_t, t, context) - v) ** 2 * weights / (a + (1 - a) * demo_model.SCALE ** 2)).mean()
+
+
 def train_unet(folder: Path, minutes: float, device: str, start: Path | None = None) -> dict:
     """v-prediction on latents and shortened captions, from nothing or from a packed file; returns the averaged weights."""
     latents, words = torch.load(folder / "latents.pt", weights_only=True).values()
@@ -200,9 +205,7 @@ def train_unet(folder: Path, minutes: float, device: str, start: Path | None = N
         z, context = latents[rows].to(device).float() * demo_model.SCALE, parts["text"](shorten(words[rows]).to(device))
         t = timesteps(size).to(device)
         z_t, a = noised(parts["net"], z, t)
-        v = (a.sqrt() * z_t - z) / (1 - a).sqrt()
-        spread = a + (1 - a) * demo_model.SCALE ** 2                                    # of v: every timestep weighs alike
-        descend(optimizer, ((predict(parts["net"], z_t, t, context) - v) ** 2 * weights / spread).mean(), parts.parameters())
+        descend(optimizer, v_loss(parts["net"], z_t, t, context, (a.sqrt() * z_t - z) / (1 - a).sqrt(), a, weights), parts.parameters())
         follow(average, parts, min(.998, (1 + step) / (10 + step)))
     return average.state_dict()
 
@@ -212,61 +215,90 @@ def follow(average, parts, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(parts.parameters()), 1 - decay)
 
 
-GRID = list(range(19, 1000, 20))          # the 50 timesteps on which latent consistency models are distilled
+HIGH = 600            # above, a picture is decided: the student learns whole trajectories; below, it goes on learning from the data
+STARTS = (999, 999, 759)      # where the four LCM steps begin and go on, beside any other timestep above HIGH
 
 
 @torch.no_grad()
-def trajectory(teacher, z_t, start: int, context, empty, guidance: float, substeps: int):
-    """DDIM from GRID[start] to the end -> points [(t, z_t)] on the way and the z0 they all lead to."""
-    net, stops = teacher["net"], np.unique(np.linspace(0, start, substeps + 1).round().astype(int))[::-1]
-    points = []
-    for k, stop in enumerate(stops):
-        points.append((GRID[stop], z_t))
-        v = predict(net, z_t, GRID[stop], context)
-        if guidance != 1:
-            v0 = predict(net, z_t, GRID[stop], empty)
-            v = v0 + guidance * (v - v0)
-        a = net.alphas_cumprod[GRID[stop]]
-        z0, noise = a.sqrt() * z_t - (1 - a).sqrt() * v, (1 - a).sqrt() * z_t + a.sqrt() * v
-        if k + 1 < len(stops):
-            b = net.alphas_cumprod[GRID[stops[k + 1]]]
-            z_t = b.sqrt() * z0 + (1 - b).sqrt() * noise
-    return points, z0
+def trajectory(teacher, z_t, start: int, context, empty, guidance):
+    """From z_t at timestep `start` to the end -> points [(t, z_t)] on the way and the z0 they all lead to.
+
+    DPM-Solver++ (2M) with the teacher's predictions, guided by `guidance` [B, 1, 1, 1]: in so few steps the first-order DDIM
+    ends in a blur.
+    """
+    net, count = teacher["net"], max(2, -(-9 * start // 999))
+    stops = np.linspace(start, max(19, start / count * .4), count).round().astype(int).tolist()
+    points, before, earlier = [], None, None
+    for k, t in enumerate(stops):
+        points.append((t, z_t))
+        v0, v = predict(net, torch.cat([z_t, z_t]), t, torch.cat([empty.expand_as(context), context])).chunk(2)
+        a = net.alphas_cumprod[t]
+        z0 = a.sqrt() * z_t - (1 - a).sqrt() * (v0 + guidance * (v - v0))
+        if k + 1 == len(stops):
+            return points, z0
+        b = net.alphas_cumprod[stops[k + 1]]
+        h = ((b / (1 - b)).log() - (a / (1 - a)).log()) / 2
+        first_order = before is None or k + 2 == len(stops)
+        target = z0 if first_order else (1 + h / (2 * earlier)) * z0 - h / (2 * earlier) * before
+        z_t = ((1 - b) / (1 - a)).sqrt() * z_t - b.sqrt() * torch.expm1(-h) * target
+        before, earlier = z0, h
 
 
 def train_student(folder: Path, minutes: float, device: str) -> dict:
-    """Consistency distillation with whole trajectories: from any point of one, the student predicts its end."""
+    """Consistency distillation with whole trajectories: from any point above HIGH, the student predicts where the teacher ends.
+
+    Below HIGH it keeps learning from pictures. Trajectories lose popart's dots, which no later step puts back, so
+    there the student keeps the teacher's own prediction.
+    """
     latents, words = torch.load(folder / "latents.pt", weights_only=True).values()
     teacher = new_model(device)
     teacher.load_state_dict(torch.load(folder / "unet.pt", weights_only=True))
     teacher.requires_grad_(False).eval()
-    student = copy.deepcopy(teacher).requires_grad_(True)
+    student = copy.deepcopy(teacher)
+    student["net"].requires_grad_(True)
     average = copy.deepcopy(teacher)
-    optimizer = torch.optim.AdamW(student["net"].parameters(), 3e-4, betas=(.9, .99), weight_decay=0)
+    net, weights = student["net"], channel_weights(folder).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-4, betas=(.9, .99), weight_decay=0)
     size = 32 if device == "cpu" else 256
-    empty = teacher["text"](torch.zeros(size, LENGTH, dtype=torch.long, device=device))
+    followed = 3 * size // 8                      # of the batch; trajectories are dear
+    empty = teacher["text"](torch.zeros(1, LENGTH, dtype=torch.long, device=device))
+    style_words = torch.tensor([INDEX[name] for name in TRAINED])
     for step, progress in enumerate(clock(minutes)):
-        set_rate(optimizer, 3e-4 * min(1, (step + 1) / 20) * (1 - .95 * progress))
+        set_rate(optimizer, 3e-4 * min(1, (step + 1) / 30) * (1 - .97 * progress))
         rows = torch.randint(len(latents), (size,))
-        context = teacher["text"](shorten(words[rows]).to(device)).detach()
-        start = int(np.random.choice([len(GRID) - 1, np.random.randint(4, len(GRID))]))
-        z_t, _ = noised(teacher["net"], latents[rows].to(device).float() * demo_model.SCALE, torch.full((size,), GRID[start], device=device))
-        points, z0 = trajectory(teacher, z_t, start, context, empty, GUIDANCE, 2 + start // 12)
+        z = latents[rows].to(device).float() * demo_model.SCALE
+        prompts = shorten(words[rows])
+        context = teacher["text"](prompts.to(device))
+        told = prompts[:followed, :, None] == style_words
+        guidance = torch.where(told.flatten(1).any(1), GUIDANCE, 1.).view(-1, 1, 1, 1).to(device)
+        kept = (prompts[:followed] == INDEX["popart"]).any(1).view(-1, 1, 1, 1).to(device)
+        start = int(np.random.choice([*STARTS, np.random.randint(HIGH, 1000)]))
+        z_t, _ = noised(net, z[:followed], torch.full((followed,), start, device=device))
+        points, end = trajectory(teacher, z_t, start, context[:followed], empty, guidance)
+        later = [point for point in points[1:] if point[0] >= HIGH] or points[:1]
         loss = 0
-        for t, point in [points[0], points[np.random.randint(len(points))]]:
-            a = student["net"].alphas_cumprod[t]
-            error = a.sqrt() * point - (1 - a).sqrt() * predict(student["net"], point, t, context) - z0
-            loss = loss + (torch.sqrt(error ** 2 + 1e-3) - 1e-3 ** .5).mean()       # pseudo-Huber
-        descend(optimizer, loss, student["net"].parameters())
-        follow(average, student, min(.98, (1 + step) / (10 + step)))
+        for t, point in (points[0], later[np.random.randint(len(later))]):
+            a = net.alphas_cumprod[t]
+            with torch.no_grad():
+                v = torch.where(kept, predict(teacher["net"], point, t, context[:followed]), (a.sqrt() * point - end) / (1 - a).sqrt())
+            loss = loss + .5 * v_loss(net, point, t, context[:followed], v, a, weights)
+        count = size - followed
+        t = (20 + HIGH * (torch.arange(count) + torch.rand(count)) / count).long().to(device)
+        z_t, a = noised(net, z[followed:], t)
+        loss = loss + v_loss(net, z_t, t, context[followed:], (a.sqrt() * z_t - z[followed:]) / (1 - a).sqrt(), a, weights)
+        descend(optimizer, loss, net.parameters())
+        follow(average, student, min(.99, (1 + step) / (10 + step)))
     return average.state_dict()
 
 
-GUIDANCE = 1.       # of the teacher: guidance stays the sampler's to give
+GUIDANCE = 1.7      # of the teacher where a style is asked for, so that its trajectories end in that style; sampling guides beyond that
 
 
 def train_decoder(folder: Path, minutes: float, device: str) -> dict:
-    """The decoder's network learns to restore pictures from clean latents, noisy ones and the student's own predictions."""
+    """The decoder's network learns to restore pictures from clean latents, noisy ones and the student's own predictions.
+
+    The last half of the time a small critic of patches joins in: without it, edges that a prediction leaves open come out soft.
+    """
     pictures, words = np.load(folder / "pictures.npy", mmap_mode="r"), torch.from_numpy(np.load(folder / "words.npy"))
     student = new_model(device)
     student.load_state_dict(torch.load(folder / "student.pt", weights_only=True))
@@ -274,25 +306,36 @@ def train_decoder(folder: Path, minutes: float, device: str) -> dict:
     codec = Codec().to(device)
     codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True))
     codec.requires_grad_(False).decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(codec.decoder.parameters(), 1.5e-3, betas=(.9, .98))
+    optimizer = torch.optim.AdamW(codec.decoder.parameters(), 1e-3, betas=(.9, .98))
+    critic = torch.nn.Sequential(*[layer for inputs, outputs in ((3, 24), (24, 48), (48, 96)) for layer in (torch.nn.Conv2d(inputs, outputs, 4, 2, 1), torch.nn.LeakyReLU(.2))],
+                                 torch.nn.Conv2d(96, 1, 3, 1, 1)).to(device)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), 4e-4, betas=(.5, .98))
+    average = copy.deepcopy(codec)
     size, cells = (8, 8) if device == "cpu" else (64, 16)
     for step, progress in enumerate(clock(minutes)):
-        set_rate(optimizer, 1.5e-3 * min(1, (step + 1) / 50) * (1 - .97 * progress))
+        set_rate(optimizer, 1e-3 * min(1, (step + 1) / 50) * (1 - .95 * progress))
         rows = np.random.randint(0, len(pictures), size)
         x = batch_of(pictures, rows, device)
         with torch.no_grad():
             z = codec.encode(x)
-            t = torch.tensor(np.random.choice([139, 259, 379], size), device=device)
+            t = torch.tensor(np.random.choice([99, 139, 259, 379], size), device=device)
             z_t, a = noised(student["net"], z * demo_model.SCALE, t)
             predicted = a.sqrt() * z_t - (1 - a).sqrt() * predict(student["net"], z_t, t, student["text"](shorten(words[rows]).to(device)))
-            rough = z + .3 * torch.rand(size, 1, 1, 1, device=device) * torch.randn_like(z)
-            z = torch.where((torch.rand(size, 1, 1, 1, device=device) < .6), predicted / demo_model.SCALE, rough)
+            rough = z + .25 * torch.rand(size, 1, 1, 1, device=device) * torch.randn_like(z)
+            kind = torch.rand(size, 1, 1, 1, device=device)
+            z = torch.where(kind < .5, predicted / demo_model.SCALE, torch.where(kind < .75, rough, z))
             top, left = np.random.randint(0, 17 - cells, 2)                           # a window is enough to learn from
             z, x = z[..., top:top + cells, left:left + cells], x[..., 16 * top:16 * (top + cells), 16 * left:16 * (left + cells)]
-        error = codec.decode(z) - x
+        drawn = codec.decode(z)
+        error = drawn - x
         slope = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        descend(optimizer, error.abs().mean() + .5 * slope, codec.decoder.parameters())
-    return codec.state_dict()
+        loss = error.abs().mean() + .5 * slope
+        if progress > .45:
+            descend(critic_optimizer, F.relu(1 - critic(x)).mean() + F.relu(1 + critic(drawn.detach())).mean(), critic.parameters())
+            loss = loss - .01 * min(1, (progress - .45) / .1) * critic(drawn).mean()
+        descend(optimizer, loss, codec.decoder.parameters())
+        follow(average, codec, min(.995, (1 + step) / (10 + step)))
+    return average.state_dict()
 
 
 def train_judges(folder: Path, minutes: float, device: str) -> dict:
@@ -384,7 +427,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=6400, help="people to render, five styles each")
     parser.add_argument("--start", type=Path, help="go on from the codec, UNet and texts of this packed file, as demo/microworld.safetensors")
-    parser.add_argument("--no-student", action="store_true", help="ship the teacher itself: distillation needs more time than an hour of a CPU to pay off")
+    parser.add_argument("--no-student", action="store_true", help="ship the teacher itself, without distillation")
     parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
