@@ -18,6 +18,7 @@ import torch
 from comfy.ldm.modules import attention
 
 from portrait_atelier.host import training as host
+from portrait_atelier.host.adapters import low_rank_pairs
 from portrait_atelier.nodes.demo_model_loader import DemoModelLoader
 from portrait_atelier.nodes.style_lora_train import StyleLoRATrain
 from portrait_atelier.training import style_lora as maths
@@ -184,6 +185,8 @@ def test_every_pair_of_sd15_is_loaded(school, targets, pairs, caplog):
     assert all(name.startswith(("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_")) for name in lora)
     loaded = comfy_extras.nodes_train.LoraModelLoader.execute(sd15.model, lora, 1.0)[0]
     assert len(loaded.patches) == pairs and "not loaded" not in caplog.text
+    routed = low_rank_pairs(sd15.model, lora, "style")  # what LoRA Cross-Injection reads
+    assert len(routed) == pairs and {pair.scale for pair in routed.values()} == {1.0}
 
 
 def answers(model, caption, x, sigma):

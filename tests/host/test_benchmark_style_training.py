@@ -1,0 +1,17 @@
+"""The training benchmark counts what it says."""
+
+import pytest
+
+from portrait_atelier.benchmarks import style_training as bench
+
+
+@pytest.mark.parametrize("model, targets, modules, millions", [("SD1.5", "qkv", 96, 2.39), ("SD2.1", "qkv", 96, 2.52), ("SD2.1", "qkv+out", 128, 3.32)])
+def test_the_sizes_of_the_paper(model, targets, modules, millions):
+    found = bench.memory(model, 64, targets)
+    assert found["modules"] == modules and round(found["parameters"] / 1e6, 2) == millions
+
+
+def test_kept_memory_grows_with_the_picture_and_shrinks_with_checkpointing():
+    small, large, less = bench.memory("SD1.5", 128), bench.memory("SD1.5", 256), bench.memory("SD1.5", 256, checkpointing=True)
+    assert 3 < large["kept"] / small["kept"] < 4.5 and less["kept"] < large["kept"] / 5
+    assert large["weights"] == small["weights"] == 2 * 859_520_964
