@@ -2,7 +2,7 @@
 
 Stages, in the folder of ``train.py`` and as resumable as its own: people are rendered for two recognisers, one of which
 learns to feed the adapter and the other to judge it; a FaceID adapter (projection, decoupled keys and values, LoRA) learns
-to draw people on the frozen UNet. The adapter needs the pictures and latents that ``train.py`` left there.
+to draw people on the frozen UNet. The adapter needs the pictures, latents and UNet that ``train.py`` left there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import nn
 
 from ..host import demo_model
 from ..host.attention_processors import KINDS, attention_paths, cross_attention_numbers
-from . import checkpoint, faces
+from . import faces
 from .judges import geometry_of
 from .portraits import draw, sample_identities
 from .styles import NAMES, VARIANTS, paint
-from .text import INDEX, LENGTH
+from .text import INDEX, LENGTH, TextEncoder
 from .train import FAST, batch_of, channel_weights, clock, descend, follow, noised, set_rate, spoil, store
 
 log = logging.getLogger("portrait_atelier")
@@ -184,15 +184,18 @@ def photo_embeddings(folder: Path, recogniser: faces.Recogniser, rows: torch.Ten
     return torch.cat(seen)
 
 
-def train_adapter(folder: Path, minutes: float, device: str, world: Path, start: Path | None = None) -> dict:
-    """v-prediction on the frozen UNet of `world`: the latent of a person in any style, from the embedding of that person's photo.
+def train_adapter(folder: Path, minutes: float, device: str, start: Path | None = None) -> dict:
+    """v-prediction on the frozen teacher: the latent of a person in any style, from the embedding of that person's photo.
 
+    The adapter learns on the teacher and is used on the student, as FaceID's adapters learned on models that were distilled later.
     Returns the tensors of a FaceID file. One embedding in ten is nobody's (zeros), as FastFace's null identity.
     """
     latents, words = torch.load(folder / "latents.pt", weights_only=True).values()
-    microworld = checkpoint.load(world)
-    model = demo_model.model(microworld.unet, [[0.] * 3] * demo_model.LATENT_CHANNELS, [0.] * 3)
-    net, text = model.model.diffusion_model.to(device).requires_grad_(False), microworld.text.to(device)
+    teacher = torch.load(folder / "unet.pt", weights_only=True)
+    part = lambda prefix: {name.removeprefix(prefix): value for name, value in teacher.items() if name.startswith(prefix)}
+    model = demo_model.model(part("net."), [[0.] * 3] * demo_model.LATENT_CHANNELS, [0.] * 3)
+    net, text = model.model.diffusion_model.to(device).requires_grad_(False), TextEncoder().to(device).requires_grad_(False)
+    text.load_state_dict(part("text."))
     rows, photos = photos_of_people(words)
     recogniser = faces.Recogniser().to(device)
     recogniser.load_state_dict(torch.load(folder / "recogniser-own.pt", weights_only=True)["weights"])
@@ -233,7 +236,7 @@ def run(args) -> None:
     for role in SEEDS:
         stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.people, device)
         stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, minutes["recogniser"], device)
-    stages["adapter.pt"] = lambda: train_adapter(folder, minutes["adapter"], device, args.world, args.start_adapter)
+    stages["adapter.pt"] = lambda: train_adapter(folder, minutes["adapter"], device, args.start_adapter)
     for result, work in stages.items():
         if (folder / result).exists():
             log.info("%s is there", result)
@@ -260,7 +263,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="that of train-demo, with its pictures and latents")
     parser.add_argument("--people", type=int, default=PEOPLE, help="to render for each recogniser, five styles each")
-    parser.add_argument("--world", type=Path, default=checkpoint.PATH, help="the packed demo model that the adapter is for")
     parser.add_argument("--start-adapter", type=Path, help="go on from this adapter file, as demo/face_adapter.safetensors")
     parser.add_argument("--faces-output", type=Path, help="folder for the two packed files (default: --folder; copy them into demo/ when they are better)")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -198,7 +198,10 @@ def test_training_runs_through_and_resumes(tmp_path, caplog):
     train.render_pictures(tmp_path, 8, 5, "cpu")
     torch.save(train.start_codec(tmp_path, "cpu"), tmp_path / "codec.pt")
     train.encode_pictures(tmp_path, "cpu")
-    args = types.SimpleNamespace(folder=tmp_path, device="cpu", minutes=.02, people=16, world=checkpoint.PATH, start_adapter=None, faces_output=None)
+    world = checkpoint.load()
+    torch.save({f"{part}.{name}": value for part, weights in (("net", world.unet), ("text", world.text.state_dict())) for name, value in weights.items()},
+               tmp_path / "unet.pt")
+    args = types.SimpleNamespace(folder=tmp_path, device="cpu", minutes=.02, people=32, start_adapter=None, faces_output=None)
     with torch.inference_mode(False):
         train_faces.run(args)
     adapter, pair = faces.load_face_adapter(tmp_path / faces.ADAPTER_PATH.name), faces.load_recognisers(tmp_path / faces.PATH.name)
