@@ -147,7 +147,7 @@ def load_recognisers(path: Path = PATH) -> Recognisers:
     """Raises FileNotFoundError when the file is not there and ValueError when it does not fit this code, with the remedy."""
     if not path.is_file():
         raise FileNotFoundError(f"The demo's recognisers {path.name} are missing from {path.parent}. They are part of the pack: install the pack "
-                                "again, or train them: demo/README.md says how.")
+                                "again, or train them with 'python3 atelier.py train-demo --faces'.")
     tensors, networks = load_file(path), []
     for prefix in ("own.", "judge."):
         network = Recogniser()
@@ -156,8 +156,8 @@ def load_recognisers(path: Path = PATH) -> Recognisers:
         try:
             network.load_state_dict(counters | weights)
         except RuntimeError as error:
-            raise ValueError(f"The demo's recognisers {path} belong to another version of the pack. Install the pack again, or train them: "
-                             "demo/README.md says how.") from error
+            raise ValueError(f"The demo's recognisers {path} belong to another version of the pack. Install the pack again, or train them "
+                             "with 'python3 atelier.py train-demo --faces'.") from error
         networks.append(network.eval().requires_grad_(False))
     return Recognisers(*networks)
 

@@ -427,10 +427,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=6400, help="people to render, five styles each")
     parser.add_argument("--start", type=Path, help="go on from the codec, UNet and texts of this packed file, as demo/microworld.safetensors")
+    parser.add_argument("--faces", action="store_true", help="train the recognisers and the face adapter instead, on what an earlier run left in --folder; "
+                        "--start is an adapter to go on from then, --output a folder")
     parser.add_argument("--no-student", action="store_true", help="ship the teacher itself, without distillation")
     parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if args.faces:
+        from .train_faces import run as run_faces      # which builds on this module
+        return run_faces(args)
     (args.folder / "meeting").unlink(missing_ok=True)      # of processes of an interrupted run
     if args.processes == 1:
         run(0, args)

@@ -1,4 +1,4 @@
-"""Trains who recognises faces of the microworld and what draws them: ``python3 atelier.py train-faces``.
+"""Trains who recognises faces of the microworld and what draws them: ``python3 atelier.py train-demo --faces``.
 
 Stages, in the folder of ``train.py`` and as resumable as its own: people are rendered for two recognisers, one of which
 learns to feed the adapter and the other to judge it; a FaceID adapter (projection, decoupled keys and values, LoRA) learns
@@ -7,7 +7,6 @@ to draw people on the frozen UNet. The adapter needs the pictures, latents and U
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import logging
@@ -32,7 +31,7 @@ log = logging.getLogger("portrait_atelier")
 
 SHARES = {"recogniser": .2, "adapter": .6}         # of --minutes; there are two recognisers
 SEEDS = {"own": 21_000, "judge": 31_000}
-PEOPLE, STYLES_EACH = 3200, 5                      # rendered for each recogniser
+STYLES_EACH = 5                                    # pictures of a person, for the recognisers
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
 
@@ -229,21 +228,22 @@ def train_adapter(folder: Path, minutes: float, device: str, start: Path | None 
 
 
 def run(args) -> None:
-    """All stages that are not done yet."""
+    """All stages that are not done yet, with the arguments of ``train.py``. Half of --identities is rendered for each recogniser."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, device = args.folder, args.device
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
     stages = {}
     for role in SEEDS:
-        stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.people, device)
+        stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.identities // 2, device)
         stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, minutes["recogniser"], device)
-    stages["adapter.pt"] = lambda: train_adapter(folder, minutes["adapter"], device, args.start_adapter)
+    stages["adapter.pt"] = lambda: train_adapter(folder, minutes["adapter"], device, args.start)
     for result, work in stages.items():
         if (folder / result).exists():
             log.info("%s is there", result)
         else:
             log.info("making %s", result)
             store(folder / result, work())
-    pack(folder, args.faces_output or folder)
+    pack(folder, args.output or folder)
 
 
 def pack(folder: Path, output: Path) -> None:
@@ -255,19 +255,3 @@ def pack(folder: Path, output: Path) -> None:
     save_file({name: value.half().contiguous().cpu() for name, value in adapter.items()}, output / faces.ADAPTER_PATH.name,
               metadata={"recipe": "demo/train_faces.py"})
     log.info("wrote %s and %s; recognisers on held-out renders: %s", faces.PATH.name, faces.ADAPTER_PATH.name, scores)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="atelier.py train-faces", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--minutes", type=float, default=40, help="time for all stages that learn (default 40)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / ".atelier" / "train-demo", help="that of train-demo, with its pictures and latents")
-    parser.add_argument("--people", type=int, default=PEOPLE, help="to render for each recogniser, five styles each")
-    parser.add_argument("--start-adapter", type=Path, help="go on from this adapter file, as demo/face_adapter.safetensors")
-    parser.add_argument("--faces-output", type=Path, help="folder for the two packed files (default: --folder; copy them into demo/ when they are better)")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

@@ -201,13 +201,13 @@ def test_training_runs_through_and_resumes(tmp_path, caplog):
     world = checkpoint.load()
     torch.save({f"{part}.{name}": value for part, weights in (("net", world.unet), ("text", world.text.state_dict())) for name, value in weights.items()},
                tmp_path / "unet.pt")
-    args = types.SimpleNamespace(folder=tmp_path, device="cpu", minutes=.02, people=32, start_adapter=None, faces_output=None)
+    args = types.SimpleNamespace(folder=tmp_path, device="cpu", minutes=.02, identities=64, start=None, output=None)
     with torch.inference_mode(False):
         train_faces.run(args)
     adapter, pair = faces.load_face_adapter(tmp_path / faces.ADAPTER_PATH.name), faces.load_recognisers(tmp_path / faces.PATH.name)
     assert any(value.abs().sum() > 0 for name, value in adapter.lora.items() if "up" in name) and isinstance(pair.judge, faces.Recogniser)
     (tmp_path / "adapter.pt").unlink()
-    args.minutes, args.start_adapter = 1e-9, tmp_path / faces.ADAPTER_PATH.name
+    args.minutes, args.start = 1e-9, tmp_path / faces.ADAPTER_PATH.name
     caplog.clear()
     with torch.inference_mode(False):
         train_faces.run(args)
