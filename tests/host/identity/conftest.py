@@ -43,7 +43,7 @@ class Graph:
         save(model, str(path))
 
 
-def save_detector(path, size=(None, None)):
+def save_detector(path, size=("height", "width")):
     """An SCRFD in its signature: nine outputs, scores, boxes and points at strides 8, 16 and 32, two anchors each.
 
     A cell is a face where its middle is red and its surroundings, four times as wide, are not. Discs of 16 to 40 pixels are
