@@ -166,7 +166,7 @@ def load_face_adapter(path: Path = ADAPTER_PATH) -> FaceAdapter:
     """The demo's FaceID adapter. Raises FileNotFoundError when the file is not there."""
     if not path.is_file():
         raise FileNotFoundError(f"The demo's face adapter {path.name} is missing from {path.parent}. It is part of the pack: install the pack again, "
-                                "or train it: demo/README.md says how.")
+                                "or train it with 'python3 atelier.py train-demo --faces'.")
     return load_adapter(path)
 
 
