@@ -15,15 +15,15 @@ def recomputable(callback, kwargs: dict, extra: dict) -> bool:
     key = f"{kwargs.get('module_key')}_to_k_ip"
     layers = getattr(kwargs.get("ipadapter"), "ip_layers", None)
     return (key in getattr(layers, "to_kvs", {}) and kwargs.get("cond") is not None and kwargs.get("uncond") is not None
-            and len(kwargs["cond"]) == len(kwargs["uncond"]) == 1
+            and kwargs["cond"].shape == kwargs["uncond"].shape
             and isinstance(kwargs.get("weight", 1.0), (int, float)) and kwargs.get("weight_type", "linear") == "linear"
             and kwargs.get("embeds_scaling", "V only") == "V only" and not kwargs.get("unfold_batch", False)
             and kwargs.get("cond_alt") is None and extra.get("ad_params") is None)
 
 
 def first_tokens(kwargs: dict) -> range:
-    """The first token of every person among the adapter's tokens."""
-    total = kwargs["cond"].shape[1]
+    """The first token of every person among the adapter's tokens, which come as [photos, tokens, width]."""
+    total = kwargs["cond"].shape[:2].numel()
     each = getattr(kwargs["ipadapter"], "clip_extra_context_tokens", total)
     return range(0, total, each if total % each == 0 else total)
 
@@ -31,7 +31,8 @@ def first_tokens(kwargs: dict) -> range:
 def branch(q: torch.Tensor, kwargs: dict, extra: dict, attention) -> torch.Tensor:
     """weight * mask * attention(q, K', V') for arguments that are `recomputable`: [rows, queries, channels].
 
-    A prompt in place 1 gets the unconditional tokens, any other the person's. The projections are called, never read.
+    A prompt in place 1 gets the unconditional tokens, any other the person's. Those of several photos ("concat") are keys of
+    one attention. The projections are called, never read.
     """
     adapter, name = kwargs["ipadapter"], kwargs["module_key"]
     if hasattr(adapter, "get_multigpu_clone"):
@@ -42,7 +43,7 @@ def branch(q: torch.Tensor, kwargs: dict, extra: dict, attention) -> torch.Tenso
     def project(kind: str) -> torch.Tensor:
         layer = adapter.ip_layers.to_kvs[f"{name}_to_{kind}_ip"]
         tokens = {False: layer(kwargs["cond"]), True: layer(kwargs["uncond"])}
-        return torch.cat([tokens[slot == 1].expand(rows, -1, -1) for slot in slots])
+        return torch.cat([tokens[slot == 1].flatten(0, 1).expand(rows, -1, -1) for slot in slots])
 
     out = attention(q, project("k"), project("v")) * kwargs.get("weight", 1.0)
     mask = kwargs.get("mask")
