@@ -5,13 +5,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from portrait_atelier.headless.workflow import checked
+
 ROOT = Path(__file__).resolve().parents[2]
-NODES = ["AtelierDemoModelLoader", "AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch"]
+NODES = sorted(path.name for path in (ROOT / "web" / "docs").iterdir())
+FASTFACE = [f"fastface_{kind}_{base}" for kind in ("realistic", "stylistic", "both") for base in ("sdxl_hyper", "sd15_lcm")]
+WORKFLOWS = ["zepo_demo", "zepo_sd15_lcm", "zepo_sdxl_lightning", "fastface_demo", "fastface_seac_sd15_lcm", *FASTFACE,
+             "diffstyler_demo", "diffstyler_demo_regions", "diffstyler_sd21_global", "diffstyler_sd21_regions", "diffstyler_sd15_lcm"]
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+FILES = {"ckpt_name", "lora_name", "clip_name", "pack", "file", "model", "image"}  # inputs that name files which are not here
 
 
 def test_the_workflows_are_templates(client):
     templates = client.json("/api/workflow_templates")[1]["portrait-atelier"]
-    assert sorted(templates) == ["zepo_demo", "zepo_sd15_lcm", "zepo_sdxl_lightning"]
+    assert sorted(templates) == sorted(WORKFLOWS)
     for name in templates:
         status, text = client.call(f"/api/workflow_templates/portrait-atelier/{name}.json")
         assert status == 200 and text == (ROOT / "workflows" / f"{name}.json").read_bytes()
@@ -32,7 +39,31 @@ def test_every_workflow_uses_only_nodes_that_the_server_has(client, path):
     """The notes are the editor's own."""
     types = {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]} - {"MarkdownNote"}
     assert [name for name in types if client.node_info(name) is None] == []
-    assert {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch"} <= types
+    parts = {"zepo": {"AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch"}, "realistic": {"AtelierScalePowerAttention"},
+             "stylistic": {"AtelierDecoupledCFGGuider"}, "both": {"AtelierDecoupledCFGGuider"}, "fastface": {"AtelierFaceAdapterApply"}}
+    assert set().union(*(nodes for word, nodes in parts.items() if word in path.stem.split("_"))) <= types
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_api_workflows_fit_the_nodes(client, path):
+    """Every input is one of the node's and no required one is missing; links have the input's type; values lie in their ranges."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    info = {kind: client.node_info(kind) for kind in {entry["class_type"] for entry in workflow.values()}}
+    for node, entry in workflow.items():
+        groups = info[entry["class_type"]]["input"]
+        known = {**groups.get("required", {}), **groups.get("optional", {})}
+        assert set(groups.get("required", {})) <= set(entry["inputs"]) <= set(known), node
+        for name, value in entry["inputs"].items():
+            if isinstance(value, list):
+                output = info[workflow[value[0]]["class_type"]]["output"][value[1]]
+                assert output in known[name][0].split(","), (node, name)
+            elif name not in FILES:
+                assert checked(known[name], str(value), name) == value, node
+
+
+def test_every_node_is_used_by_a_shipped_workflow(client):
+    used = {entry["class_type"] for path in API for entry in json.loads(path.read_text(encoding="utf-8")).values()}
+    assert {kind for kind in client.json("/object_info")[1] if kind.startswith("Atelier")} - used == set()  # without a workflow
 
 
 @pytest.mark.parametrize("node_id", NODES)
