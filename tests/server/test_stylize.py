@@ -4,11 +4,14 @@ import json
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 
 ERROR, INTERRUPTED = 2, 130
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_PICTURES, WORKFLOWS = ROOT / "demo" / "pictures", ROOT / "workflows" / "api"
 
 
 @pytest.fixture
@@ -90,6 +93,45 @@ def test_content_and_style_are_not_exchanged(stylize, client, pictures):
         assert status == 200 and data == path.read_bytes()
 
 
+def test_a_person_in_a_style(atelier, server, client, tmp_path):
+    """The demo of FastFace, whose only picture is the face; another face with the same seed is another picture."""
+    def draw(*face):
+        result = atelier("stylize", "--server", server.client.url, "--workflow", "fastface_demo", "--prompt", "portrait, ink", "--seed", 4, *face)
+        assert result.returncode == 0, result.stderr
+        queued = next(iter(client.json("/history?max_items=1")[1].values()))["prompt"][2]
+        titles = {entry["_meta"]["title"]: entry["inputs"] for entry in queued.values()}
+        assert titles["Prompt"]["text"] == "portrait, ink" and titles["KSampler"]["seed"] == 4
+        folder, name = titles["Face"]["image"].split("/")
+        return tmp_path / result.stdout.strip(), client.call(f"/view?filename={name}&subfolder={folder}&type=input")[1]
+
+    other = DEMO_PICTURES / "content-2.png"
+    shipped, face = draw()
+    assert shipped.name == "content_fastface_demo.png" and face == (DEMO_PICTURES / "content.png").read_bytes()
+    drawn, face = draw("--face", other)
+    assert drawn.name == "content-2_fastface_demo.png" and face == other.read_bytes()
+    assert Image.open(shipped).size == Image.open(drawn).size == (256, 256) and not same(shipped, drawn)
+
+
+@pytest.mark.parametrize("workflow", ["fastface_realistic_sd15_lcm", "fastface_both_sd15_lcm", "fastface_seac_sd15_lcm"])
+def test_graphs_for_weights_that_are_not_here_run_on_the_demo_model(atelier, server, tmp_path, workflow):
+    """Nothing but the loaders and the size is exchanged."""
+    nodes = json.loads((WORKFLOWS / f"{workflow}.json").read_text(encoding="utf-8"))
+    place = {entry["class_type"]: node for node, entry in nodes.items()}  # of the loaders; each is there once
+    checkpoint, lora, analysis, adapter, clip = (place[kind] for kind in (
+        "CheckpointLoaderSimple", "LoraLoaderModelOnly", "AtelierFaceAnalysisLoader", "AtelierFaceAdapterLoader", "CLIPVisionLoader"))
+    moved = {(lora, 0): nodes[lora]["inputs"]["model"], (adapter, 0): [analysis, 1], (clip, 0): None}  # the demo's adapter needs no CLIP
+    nodes[checkpoint], nodes[analysis] = ({"class_type": kind, "inputs": {}} for kind in ("AtelierDemoModelLoader", "AtelierDemoFaceLoader"))
+    for node in (lora, adapter, clip):
+        del nodes[node]
+    for entry in nodes.values():
+        inputs = {name: moved.get(tuple(value), value) if isinstance(value, list) else value for name, value in entry["inputs"].items()}
+        entry["inputs"] = {name: 256 if name in ("width", "height") else value for name, value in inputs.items() if value is not None}
+    (tmp_path / "w.json").write_text(json.dumps(nodes))
+    result = atelier("stylize", "--server", server.client.url, "--workflow", "w.json", "--output", "x.png", "--steps", 2)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "x.png").size == (256, 256)
+
+
 def test_output_may_replace_a_file_or_name_a_folder(stylize, tmp_path):
     (tmp_path / "old.png").write_bytes(b"old")
     assert stylize("--output", "old.png").stdout == "old.png\n"
@@ -133,6 +175,11 @@ def test_pictures_that_are_none(atelier, server, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     told(atelier("stylize", "--server", server.client.url, "--content", "gone.png"), "--content gone.png", "no such file", tmp_path)
     told(atelier("stylize", "--server", server.client.url, "--style", "text.png"), "--style text.png is no picture")
+    told(atelier("stylize", "--server", server.client.url, "--face", "gone.png"), "--face gone.png", "no such file")
+
+
+def test_a_picture_that_a_workflow_has_no_place_for(stylize, pictures):
+    told(stylize("--face", pictures[0]), 'no Load Image node titled "Face"')
 
 
 def test_a_damaged_picture_is_told_by_the_node_that_reads_it(stylize, pictures, tmp_path):
