@@ -21,7 +21,9 @@ procedural portraits** (see `demo/README.md`), drawn by a tiny model with a tiny
 paper's numbers stand beside ours to compare directions, never sizes: its measures are others.
 
 Held-out people are shown to the adapter by one photo each. Every person is drawn in four LCM steps: realistic, "portrait, photo", three
-times with different noise; stylistic, once in each of the other nine trained styles. Adapter weight 0.8, the nodes' defaults.
+times with different noise; stylistic, once in each of the other nine trained styles. Adapter weight 0.8, the nodes' defaults. Without
+decoupled guidance (DCG), guidance is 1 as for the paper's Hyper and Lightning, or 1.5 as for its LCM where a row says so. DCG at its
+defaults guides in the two inner steps alone and is guidance 1 in the first and the last.
 
 - **identity** (ID): cosine between the traits that a recogniser reads in the picture and the person's *true* traits; another
   recogniser, trained on other people, feeds the adapter. Its mean over all pictures, and **spread**, its standard deviation.
@@ -30,10 +32,12 @@ times with different noise; stylistic, once in each of the other nine trained st
 """
 HEAD = ("identity", "spread", "style", "fails")
 METHODS = {"adapter alone": {}, "+ AM1": {"maps": "AM1"}, "+ AM2": {"maps": "AM2"}, "+ DCG": {"guidance": dcg()},
-           "+ DCG + AM1 (FF_AM1)": {"maps": "AM1", "guidance": dcg()}, "+ DCG + AM2 (FF_AM2)": {"maps": "AM2", "guidance": dcg()}}
-PAPER = {"adapter alone": "LCM (base)", "+ DCG + AM1 (FF_AM1)": "LCM + FF_AM1", "+ DCG + AM2 (FF_AM2)": "LCM + FF_AM2"}
+           "+ DCG + AM1 (FF_AM1)": {"maps": "AM1", "guidance": dcg()}, "+ DCG + AM2 (FF_AM2)": {"maps": "AM2", "guidance": dcg()},
+           "CFG 1.5: adapter alone": {"cfg": 1.5}, "CFG 1.5: + AM1": {"cfg": 1.5, "maps": "AM1"}, "CFG 1.5: + AM2": {"cfg": 1.5, "maps": "AM2"}}
+PAPER = {"adapter alone": "Hyper (base)", "+ DCG + AM1 (FF_AM1)": "Hyper + FF_AM1", "+ DCG + AM2 (FF_AM2)": "Hyper + FF_AM2",
+         "CFG 1.5: adapter alone": "LCM (base)"}
 WEIGHTS = tuple(round(.1 * step, 1) for step in range(11))            # the identity slider: the adapter's weight
-BETAS = tuple(round(1 + .5 * step, 1) for step in range(11))          # the style slider: beta of the inner steps
+BETAS = tuple(round(1 + .2 * step, 1) for step in range(11))          # the style slider: beta of the inner steps
 
 
 class Trial:
@@ -79,7 +83,7 @@ def tables(trial: Trial, grid_people: int):
 
 
 def paper_table(trial: Trial, runs: dict) -> str:
-    """Table 1 of the paper in its form, with the microworld's numbers and the paper's for LCM."""
+    """Table 1 of the paper in its form, with the microworld's numbers and the paper's for Hyper and LCM."""
     rows = []
     for method in METHODS:
         cells = []
@@ -88,10 +92,16 @@ def paper_table(trial: Trial, runs: dict) -> str:
             cells += [f"{means['identity']:.3f} ± {means['spread']:.3f}", f"{means['style']:.3f}", f"{means['fails']:.1f}"]
         rows.append([method, "microworld", *cells])
         if method in PAPER:
-            id1, clip1, _, ffc1, id2, clip2, _, ffc2 = FASTFACE_1[PAPER[method]]
-            rows.append([PAPER[method], "paper", f"{id1}", f"{clip1}", f"{ffc1}", f"{id2}", f"{clip2}", f"{ffc2}"])
+            rows.append(printed(PAPER[method]))
+    rows += [printed("LCM + FF_AM1"), printed("LCM + FF_AM2")]
     head = ["", "", "lora 1.0: ID", "style (paper: CLIP)", "fails (paper: FFC)", "lora 0.5: ID", "style (paper: CLIP)", "fails (paper: FFC)"]
     return table("The paper's table 1, in the microworld: realistic and stylistic prompts together", head, rows)
+
+
+def printed(model: str) -> list[str]:
+    """A row of the paper's table 1."""
+    identity, clip, _, fails, identity_half, clip_half, _, fails_half = FASTFACE_1[model]
+    return [model, "paper", *map(str, (identity, clip, fails, identity_half, clip_half, fails_half))]
 
 
 def grid(trial: Trial, people: int) -> str:

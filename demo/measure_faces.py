@@ -25,7 +25,6 @@ from .styles import NAMES, TRAINED, render
 
 HELD_OUT_SEED = 95_000          # no training seed comes near
 REALISTIC, STYLISTIC = ("photo",) * 3, TRAINED[1:]
-CFG = 1.5                       # of LCM without decoupled guidance, as in the paper
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,12 @@ class FaceStudio(Studio):
                 model = scheduled_softmax(model, "d,u", 0., 1., (7.5, 5., 5., 5.), (1., 1.55, 1.55, 1.55), .65, .3, False)
         return model if guidance is None else guided(model, guidance)
 
-    def draw_styles(self, model, styles: tuple[str, ...], seed: int) -> torch.Tensor:
-        """One picture per style, "portrait, STYLE", four LCM steps."""
+    def draw_styles(self, model, styles: tuple[str, ...], seed: int, cfg: float = 1.) -> torch.Tensor:
+        """One picture per style, "portrait, STYLE", four LCM steps. Decoupled guidance ignores cfg."""
         prompt = torch.cat([self.world.text.encode(f"portrait, {style}") for style in styles])
         latents = torch.zeros(len(styles), 16, 16, 16)
         noise = comfy.sample.prepare_noise(latents, seed)
-        return self.decode(comfy.sample.sample(model, noise, 4, CFG, "lcm", "simple", [[prompt, {}]], self.prompt(""), latents, seed=seed, disable_pbar=True))
+        return self.decode(comfy.sample.sample(model, noise, 4, cfg, "lcm", "simple", [[prompt, {}]], self.prompt(""), latents, seed=seed, disable_pbar=True))
 
     def measure(self, pictures: torch.Tensor, who: dict[str, torch.Tensor], styles: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Per picture: cosine with the true person, probability of the asked style, whether a face is found. [pictures] each."""
@@ -84,12 +83,12 @@ class FaceStudio(Studio):
         return {"identity": faces.likeness(self.recognisers.judge, pictures, faces.identity_of(who)),
                 "style": told["style"].softmax(1)[torch.arange(len(style)), style], "face": (told["face"] > 0).float()}
 
-    def portraits(self, people: People, identities: list[FaceIdentity | None], styles: tuple[str, ...], **settings) -> dict[str, torch.Tensor]:
+    def portraits(self, people: People, identities: list[FaceIdentity | None], styles: tuple[str, ...], cfg: float = 1., **settings) -> dict[str, torch.Tensor]:
         """Every person in every style: measures [people, styles]. The noise of a person is the same in every call."""
         rows = []
         for number, identity in enumerate(identities):
             who = {name: value[number:number + 1].expand(len(styles), *value.shape[1:]) for name, value in people.who.items()}
-            rows.append(self.measure(self.draw_styles(self.model_of(identity, **settings), styles, seed=1000 + number), who, styles))
+            rows.append(self.measure(self.draw_styles(self.model_of(identity, **settings), styles, 1000 + number, cfg), who, styles))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def rendered(self, people: People, styles: tuple[str, ...]) -> dict[str, torch.Tensor]:
