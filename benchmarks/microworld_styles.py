@@ -34,7 +34,8 @@ procedural portraits** (see `demo/README.md`), drawn by a tiny model; none says 
 contents, one per style; one LoRA per style, trained on a single picture of another person. DDIM, {STEPS} steps, guidance {CFG:g}
 (the demo model was trained for little guidance; the paper's 10.5 is for Stable Diffusion), the nodes' defaults unless a row says otherwise.
 
-- **style**: distance of colour moments and Gram matrices to the picture the LoRA was trained on, lower is closer.
+- **style**: distance of colour moments and Gram matrices to the picture the LoRA was trained on, lower is closer; **other styles**: to the
+  pictures of the other styles.
 - **as reference**: probability that the style readout gives to that style.
 - **identity**: error of the geometry readout against the true parameters of the content; 1 is guessing the mean.
 - **structure**: correlation of edge maps with the content's; 1 is the same outlines.
@@ -49,11 +50,11 @@ def style_picture(style: str) -> torch.Tensor:
     return render(sample_identities(1, generator), torch.tensor([NAMES.index(style)]), torch.tensor([number % 4]), generator)
 
 
-def trained_lora(studio: Studio, style: str) -> dict[str, torch.Tensor]:
+def trained_lora(studio: Studio, style: str, steps: int = 400) -> dict[str, torch.Tensor]:
     """Style LoRA Train on the style's one picture, caption "portrait"; more than the node's learning rate, as the network is small."""
     return train_style(
-        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt("portrait"), rank=16, steps=400,
-        learning_rate=1e-3, targets="qkv", resolution=256, seed=0, augment="none", checkpointing=False, prefix="microworld_styles")[0]
+        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt("portrait"), rank=16, steps=steps,
+        learning_rate=3e-3, targets="qkv", resolution=256, seed=0, augment="none", checkpointing=False, prefix="microworld_styles")[0]
 
 
 def plain_sampling(studio: Studio):
@@ -139,6 +140,36 @@ def inversion_table(bench: Bench) -> str:
     return table("Inversion and reconstruction: relative error of the latent", ["steps", *(f"fixed_point {k}" for k in (0, 1))], [[row[0], *(f"{v:.4f}" for v in row[1:])] for row in rows])
 
 
+def lora_table(bench: Bench) -> str:
+    """What a LoRA learns from one picture, by steps of training: held-out people through stock Load LoRA and KSampler, four LCM steps."""
+    studio, spread, rows = bench.studio, bench.studio.world.spread, []
+
+    def judged(style: str, lora, denoise: float, word: bool = False) -> torch.Tensor:
+        model = comfy.sd.load_lora_for_models(studio.model, None, lora, 1.0, 0)[0] if lora else studio.model
+        pictures = studio.decode(studio.sample(model, bench.latents, f"portrait, {style}" if word else "portrait", denoise=denoise))
+        told, place = studio.world.judges(pictures), bench.styles.index(style)
+        near = lambda number: float(judges.style_distance(pictures, bench.references[number:number + 1].expand_as(pictures), spread).mean())
+        others = [near(number) for number in range(len(bench.styles)) if number != place]
+        return torch.tensor([near(place), sum(others) / len(others), float(told["style"].softmax(1)[:, NAMES.index(style)].mean()),
+                             float(judges.identity_error(studio.world.judges, pictures, bench.pairs.who).mean()),
+                             float(judges.structure(pictures, bench.pairs.contents).mean()), float((told["face"] > 0).float().mean())])
+
+    def row(name: str, loras: dict, denoise: float, word: bool = False) -> None:
+        found = torch.stack([judged(style, loras[style], denoise, word) for style in loras]).mean(0)
+        bench.results[f"trained: {name}"] = dict(zip(("style", "other", *COLUMNS[1:]), found.tolist()))
+        rows.append([name, *found.tolist()])
+
+    trained = {0: dict.fromkeys(bench.styles), **{steps: {style: trained_lora(studio, style, steps) for style in bench.styles} for steps in (100, 200)}, 400: bench.loras}
+    for denoise in (0.5, 0.75):
+        for steps, loras in trained.items():
+            row(f"denoise {denoise}, {f'{steps} steps' if steps else 'no LoRA'}", loras, denoise)
+        row(f"denoise {denoise}, the style's word instead", trained[0], denoise, word=True)
+        for style in bench.styles:
+            for steps in (0, 400):
+                row(f"denoise {denoise}, {style}, {f'{steps} steps' if steps else 'no LoRA'}", {style: trained[steps][style]}, denoise)
+    return table("What Style LoRA Train learns from one picture", ["", "style", "other styles", *COLUMNS[1:]], rows)
+
+
 def baseline_table(bench: Bench) -> str:
     """Cross-injection beside plain image to image with the same LoRAs."""
     rows = [["the content itself", *bench.judge_pictures("content", bench.pairs.contents)]]
@@ -209,7 +240,7 @@ def regions_table(bench: Bench) -> str:
         "", "left: own", "left: the right one's", "right: own", "right: the left one's", "between: latent", "between: decoded", "between: pasted by mask"], rows)
 
 
-TABLES = (baseline_table, injection_table, steps_table, presets_table, regions_table, inversion_table)
+TABLES = (lora_table, baseline_table, injection_table, steps_table, presets_table, regions_table, inversion_table)
 
 
 def main(words: list[str] | None = None) -> None:
