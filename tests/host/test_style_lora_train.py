@@ -316,6 +316,18 @@ def test_a_loaders_model_is_loaded_again(nano, build_model):
     assert same(plain, nano.train()[0]) and asked == [False]
 
 
+def test_fp8_weights(nano):
+    """Storage in fp8, computing in float32: as the same model with weights rounded to fp8."""
+    rounded = [module for module in nano.model.model.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
+    for module in rounded:
+        module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn).float(), requires_grad=False)
+    expected = nano.train()[0]
+    for module in rounded:
+        module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    assert same(expected, nano.train()[0])
+    assert {module.weight.dtype for module in rounded} == {torch.float8_e4m3fn}
+
+
 def test_any_attention_backend_can_be_trained_through(nano, monkeypatch):
     plain = nano.train()[0]
 
