@@ -117,8 +117,10 @@ def test_targets(report, on_cpu, clock):
     assert len(fastface.targets({**bad, "tiny": True}, on_cpu)) == 18
 
 
-def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch, study, meta):
+def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch, study, meta, report):
     monkeypatch.setattr(_fastface, "Study", lambda tiny, **options: meta if options.get("meta") else study)
+    monkeypatch.setattr(study, "rows", lambda: report["rows"])
+    monkeypatch.setattr(meta, "count", lambda size: report["counts"][[SIZE, 2 * SIZE].index(size)])
     file = tmp_path / "results" / "fastface.json"
     assert fastface.main(["--tiny", "--sizes", "64", "--time-size", "64", "--rounds", "0", "--json", str(file)]) == 0
     text, found = capsys.readouterr().out, json.loads(file.read_text())
