@@ -13,7 +13,7 @@ import comfy.supported_models
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from ..host import attention_maps, decoupled, decoupled_guidance, face_adapter
 from ..host.attention_processors import cross_attention_numbers
@@ -246,31 +246,23 @@ class Tally(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.flops = FlopCounterMode(display=False)
-        self.fused = self.elements = self.operations = self.live = self.highest = self.peak_bytes = self.branch_bytes = self.map_bytes = 0
+        self.products = self.elements = self.operations = self.live = self.highest = self.peak_bytes = self.branch_bytes = self.map_bytes = 0
         self.known = set()
-
-    def __enter__(self):
-        super().__enter__()
-        self.flops.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.flops.__exit__(*error)
-        return super().__exit__(*error)
-
-    @property
-    def products(self) -> int:
-        return self.flops.get_total_flops() + self.fused
 
     def attention(self, function, q, k, v, heads, *args, **kwargs):
         """optimized_attention_override."""
-        self.fused += 4 * q.numel() * k.shape[1]
+        self.products += 4 * q.numel() * k.shape[1]
         self.operations += 1
         return torch.empty_like(q)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
+        kwargs, packet = kwargs or {}, function.overloadpacket
+        if packet not in flop_registry:
+            with self:
+                out = function.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = function(*args, **kwargs)
         made, given = ([x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)] for tree in (out, (args, kwargs)))
         old = {x.untyped_storage()._cdata for x in given}
         for tensor in made:
@@ -278,7 +270,9 @@ class Tally(TorchDispatchMode):
                 self.hold(tensor.untyped_storage())
         if not function.is_view and "empty" not in function.name() and "_unsafe_view" not in function.name():
             self.operations += 1
-            if function.overloadpacket not in flop_registry:
+            if packet in flop_registry:
+                self.products += flop_registry[packet](*args, **kwargs, out_val=out)
+            else:
                 self.elements += max((x.numel() for x in made + given), default=0)
         return out
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from portrait_atelier.benchmarks import _fastface, fastface
 from portrait_atelier.host import decoupled
@@ -44,7 +45,7 @@ def test_products_are_those_of_the_real_run(study, meta, report):
         return ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     for name, model in study.models.items():
-        with _fastface.FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter:
             study.step(model, SIZE, optimized_attention_override=basic)
         assert counter.get_total_flops() == report["counts"][0]["variants"][name]["products"]
 
