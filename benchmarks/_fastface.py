@@ -37,17 +37,18 @@ class TinySDXL(comfy.supported_models.SDXL):
 
 
 def random_model(tiny: bool, meta: bool = False):
-    """SDXL's UNet (2567 million parameters), or one with the same modules, a tenth of the channels and fewer transformer layers.
+    """SDXL's UNet (2567 million parameters), or one with the same modules, a tenth of the channels and fewer layers.
 
     Weights are random and those of equal shape are the same tensor, so that the full size takes 0.7 GB: costs do not depend
     on what weights say. meta: float16 without any content, for counting what a GPU would be asked to do.
     """
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" and not meta else torch.float16
-    few = 1 if tiny else None
+    blocks, depths = (1, (0, 1, 1)) if tiny else (2, (0, 2, 10))  # per level of the UNet
     spec = dict(image_size=32, in_channels=4, out_channels=4, model_channels=32 if tiny else 320, channel_mult=[1, 2, 4],
-                num_res_blocks=[2] * 3, transformer_depth=[0, 0, *[few or 2] * 2, *[few or 10] * 2], transformer_depth_middle=few or 10,
-                transformer_depth_output=[0] * 3 + [few or 2] * 3 + [few or 10] * 3, use_spatial_transformer=True,
+                num_res_blocks=[blocks] * 3, transformer_depth=[depth for depth in depths for _ in range(blocks)],
+                transformer_depth_middle=depths[-1], transformer_depth_output=[depth for depth in depths for _ in range(blocks + 1)],
+                use_spatial_transformer=True,
                 context_dim=64 if tiny else 2048, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816,
                 legacy=False, dtype=dtype, use_temporal_attention=False, use_temporal_resblock=False)
     base = (TinySDXL if tiny else comfy.supported_models.SDXL)(spec).get_model({}, device=torch.device("meta")).eval().requires_grad_(False)

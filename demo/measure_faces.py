@@ -15,6 +15,7 @@ from ..guidance.schedule import parse_values
 from ..host.attention_maps import scale_power, scheduled_softmax
 from ..host.decoupled_guidance import DecoupledCFG
 from ..host.decoupled_guidance import patched as guided
+from ..host.face_adapter import add_lora
 from ..host.face_adapter import patched as with_face
 from ..host.faces import encode
 from ..identity.faces import FaceIdentity
@@ -51,7 +52,7 @@ class FaceStudio(Studio):
 
     def __init__(self):
         super().__init__()
-        self.recognisers, self.adapter = faces.load_recognisers(), faces.load_face_adapter()
+        self.recognisers, self.adapter, self.with_lora = faces.load_recognisers(), faces.load_face_adapter(), {}
 
     def identities(self, people: People) -> list[FaceIdentity]:
         """Face Identity Encode for each photo; not found where the recogniser sees no face."""
@@ -61,8 +62,12 @@ class FaceStudio(Studio):
     def model_of(self, identity: FaceIdentity | None, *, weight: float = .8, lora: float = 1., maps: str = "", guidance: DecoupledCFG | None = None):
         """maps: "AM1" or "AM2" at the nodes' defaults."""
         model = self.model
-        if identity is not None:
-            model = with_face(model, self.adapter, identity, weight=weight, lora_strength=lora, shortcut=1., start=0., end=1., mask=None, skip_middle=False)
+        if identity is not None and identity.found:
+            if lora not in self.with_lora:       # the same for everybody: weights are patched once, not for every person
+                self.with_lora[lora] = model.clone()
+                add_lora(self.with_lora[lora], self.adapter, lora)
+            model = with_face(self.with_lora[lora], self.adapter, identity, weight=weight, lora_strength=0., shortcut=1., start=0., end=1., mask=None,
+                              skip_middle=False)
             if maps == "AM1":
                 model = scale_power(model, "d,u", 0., 1., 1.3, (1.55,), (1.45,))
             elif maps == "AM2":
