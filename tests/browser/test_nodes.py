@@ -8,10 +8,29 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCALE = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", "zh")}
 # Widgets in their order, advanced ones apart.
 WIDGETS = {
-    "AtelierDemoModelLoader": ([], []),
     "AtelierConsistencyFeatureExtract": (["seed", "timestep"], ["layers"]),
     "AtelierTokenMerge": (["ratio", "seed"], ["weigh_merged"]),
     "AtelierSEACPatch": (["style_enhancement", "strength", "style_share", "start", "end", "layers"], ["balance", "pairing"]),
+    "AtelierDemoModelLoader": ([], []),
+    "AtelierFaceAdapterApply": (["weight", "lora_strength", "shortcut", "start", "end"], ["skip_middle"]),
+    "AtelierScalePowerAttention": (["power", "scale_down", "scale_up", "layers", "start", "end"], ["preset"]),
+    "AtelierScheduledSoftmaxAttention": (["sharpness", "scale", "adain_weight", "layers", "start", "end"], ["quantile", "coupling"]),
+    "AtelierSourceTrajectory": (["mode", "steps", "fixed_point", "seed"], ["memory_mb"]),
+    "AtelierFastSAMMaskBlend": (["lora_name", "strength"], []),
+    "AtelierLoRACrossInjection": (["preset", "cfg", "feature_until", "attention_until", "background"], ["layers", "rows_per_forward"]),
+    "AtelierDecoupledCFG": (["formulation", "alpha", "beta", "rescale"], ["rescale_steps", "routing"]),
+    "AtelierDecoupledCFGGuider": (["formulation", "alpha", "beta", "rescale"], ["rescale_steps", "routing"]),
+    "AtelierFewStepPreset": (["base", "steps", "denoise"], []),
+    "AtelierFaceAnalysisLoader": (["pack", "provider"], []),
+    "AtelierFaceAdapterLoader": (["file", "version"], []),
+    "AtelierFaceIdentityEncode": (["pick", "if_no_face", "combine"], ["face_index", "clip_channels"]),
+    "AtelierStyleLoRATrain": (["rank", "steps", "learning_rate", "resolution", "seed", "augment"], ["targets", "checkpointing", "cancel_prefix"]),
+    "AtelierFastSAMLoader": (["file", "provider"], []),
+    "AtelierFastSAMSegment": (["size", "conf", "iou", "max_det", "mask_mode"], []),
+    "AtelierFastSAMMask": (["mode", "text", "pick", "amount", "min_area"], ["dedupe", "invert", "point_rule", "text_crop"]),
+    "AtelierMaskToLatentGrid": (["grow", "feather"], ["row"]),
+    "AtelierCLIPSimilarityLoader": (["model"], []),
+    "AtelierDemoFaceLoader": ([], []),
 }
 # Make a node, and tell what the editor knows of it, in the form of locales/*/nodeDefs.json.
 TELL = """type => {
@@ -27,6 +46,10 @@ TELL = """type => {
         labels: Object.fromEntries(node.inputs.map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
     };
 }"""
+
+
+def test_every_node_is_here():
+    assert set(WIDGETS) == set(LOCALE["en"]) == set(LOCALE["zh"])
 
 
 @pytest.mark.parametrize("node_id", WIDGETS)
