@@ -172,9 +172,9 @@ def schedule(model) -> tuple[str, torch.Tensor]:
                          "Take other sampling patches off it, or load a plain SD1.5, SD2.1 or SDXL checkpoint.")
     if model.model.concat_keys:
         raise ValueError(f"{NODE} cannot train an inpainting model: its UNet wants a mask too. Train with the plain checkpoint; the LoRA fits both.")
-    table = sampling
-    if len(sampling.sigmas) != len(model.model.model_sampling.sigmas):  # LCM samples on 50 of the timesteps; the network knows all
-        table = model.model.model_sampling
+    # LCM samples on 50 of the timesteps; the network knows all. A model that was just sampled still carries the sampling of that run.
+    plain = model.object_patches_backup.get("model_sampling", model.model.model_sampling)
+    table = sampling if len(sampling.sigmas) == len(plain.sigmas) else plain
     kind = maths.V if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else maths.EPSILON
     return kind, (1 / (1 + table.sigmas.double() ** 2)).float().cpu().clone()
 

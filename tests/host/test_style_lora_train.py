@@ -310,6 +310,15 @@ def test_lcm_sampling_trains_as_the_plain_model(nano):
     assert same(nano.train(sampled_as("lcm")(nano.model))[0], nano.train()[0])
 
 
+@pytest.mark.parametrize("trained", [lambda model: model, sampled_as("lcm"), sampled_as("eps")])
+def test_a_model_that_was_just_sampled_trains_the_same(nano, trained):
+    """The run before left its sampling on the shared network: LCM's 50 timesteps are not what the network was trained on."""
+    fresh = nano.train()[0]
+    comfy.model_management.load_models_gpu([sampled_as("lcm")(nano.model)])
+    assert len(nano.model.model.model_sampling.sigmas) == 50
+    assert same(nano.train(trained(nano.model))[0], fresh)
+
+
 def test_a_loaders_model_is_loaded_again(nano, build_model):
     plain, asked = nano.train()[0], []
     nano.model.cached_patcher_init = (lambda family, disable_dynamic=False: asked.append(torch.is_inference_mode_enabled()) or build_model(family), ("nano",))
