@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from ..identity.analysis import find_faces, pick_face
 from . import pictures
 from .errors import EvaluationError, MissingWeights, Undefined
 
@@ -28,25 +29,7 @@ def load_analysis(tools):
         raise EvaluationError(f"{folder} cannot be read as a face pack: {pictures.first_line(error)}") from None
     if "recognition" not in analysis.models:
         raise EvaluationError(f"{folder} holds no recogniser: identities cannot be compared")
-    return Ladder(analysis)
-
-
-class Ladder:
-    """Detection at 640 pixels, then in smaller pictures down to 320 until there is a face: large faces need it."""
-
-    def __init__(self, analysis):
-        self.analysis = analysis
-
-    def get(self, bgr: np.ndarray) -> list:
-        from insightface.app.common import Face
-        for side in range(640, 319, -64):
-            boxes, points = self.analysis.det_model.detect(bgr, input_size=(side, side))
-            if len(boxes):
-                faces = [Face(bbox=box[:4], kps=kps, det_score=box[4]) for box, kps in zip(boxes, points)]
-                for face in faces:
-                    self.analysis.models["recognition"].get(bgr, face)
-                return faces
-        return []
+    return analysis
 
 
 class Faces:
@@ -59,8 +42,7 @@ class Faces:
         """The face (bbox, normed_embedding) with the highest detection score, as FastFace's published code takes; or None."""
         if path not in self.seen:
             bgr = np.ascontiguousarray(np.asarray(pictures.load(path))[..., ::-1])
-            faces = self.analysis.get(bgr)
-            self.seen[path] = max(faces, key=lambda face: face.det_score, default=None)
+            self.seen[path] = pick_face(find_faces(self.analysis, bgr), "score")
         return self.seen[path]
 
 

@@ -88,12 +88,12 @@ def test_identity_and_failures_with_insightface(tmp_path, tools, capsys):
 
 
 def test_smaller_sizes_are_tried_until_there_is_a_face(tmp_path, tools, monkeypatch):
-    ladder, tried = tools.faces.analysis, []
-    detect = ladder.analysis.det_model.detect
-    def note(bgr, input_size):
-        tried.append(input_size)
-        return detect(bgr, input_size=input_size)
-    monkeypatch.setattr(ladder.analysis.det_model, "detect", note)
+    detector, tried = tools.faces.analysis.det_model, []
+    detect = detector.detect
+    def note(bgr, **options):
+        tried.append(options.get("input_size") or detector.input_size)
+        return detect(bgr, **options)
+    monkeypatch.setattr(detector, "detect", note)
     tools.faces.best(photo(tmp_path / "1.png", (220, 20, 20)))
     assert tried == [(640, 640)]
     tools.faces.best(photo(tmp_path / "3.png", (20, 20, 220)))

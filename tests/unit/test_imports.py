@@ -12,7 +12,7 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 RULES = {
     "attention": (set(), set()),
     "demo": ({"host", "attention", "guidance", "identity"}, COMFY - {"comfy_api"}),
-    "evaluation": (set(), set()),
+    "evaluation": ({"identity"}, set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),
     "identity": (set(), set()),
