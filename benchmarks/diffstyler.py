@@ -5,40 +5,21 @@ Run by `python3 atelier.py bench diffstyler`, on the CPU. It needs no weights: t
 
 import argparse
 import importlib
-import json
-import platform
-import sys
-from pathlib import Path
 
 import torch
 
-from .zepo import hardware
+from . import _report as report
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = 200              # what the project set out to reach for 50 steps of one style with inversion
 PUBLISHED_ROWS = 2298   # by reading the published code: 1998 rows of inversion, 6 per step
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    def number(text, least=1):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    def side(text):
-        if int(text) < 64 or int(text) % 64:
-            raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
-        return int(text)
-
-    parser = argparse.ArgumentParser("atelier.py bench diffstyler", description=__doc__, allow_abbrev=False)
+    parser = report.parser("diffstyler", __doc__)
     add = parser.add_argument
-    add("--tiny", action="store_true", help="time a small UNet with the same modules, for a quick look")
-    add("--size", type=side, default=256, metavar="PX", help="side of the square picture in timed steps (default: 256)")
-    add("--styles", type=number, nargs="+", default=[1, 2], metavar="R", help="numbers of styles in timed steps (default: 1 2)")
-    add("--rounds", type=number, default=3, metavar="N", help="timed rounds, the two ways taking turns (default: 3)")
-    add("--threads", type=number, default=1, metavar="N", help="CPU threads of torch (default: 1)")
-    add("--json", type=Path, default=ROOT / ".atelier" / "bench-diffstyler.json", metavar="FILE",
-        help="where to write all numbers (default: .atelier/bench-diffstyler.json)")
+    add("--size", type=report.side, default=256, metavar="PX", help="side of the square picture in timed steps (default: 256)")
+    add("--styles", type=report.number, nargs="+", default=[1, 2], metavar="R", help="numbers of styles in timed steps (default: 1 2)")
+    add("--rounds", type=report.number, default=3, metavar="N", help="timed rounds, the two ways taking turns (default: 3)")
     return parser.parse_args(words)
 
 
@@ -66,44 +47,37 @@ def main(words: list[str]) -> int:
     importlib.import_module("comfy.cli_args").args.cpu = True  # ComfyUI chooses its device when the next line imports it
     work = importlib.import_module("._diffstyler", __package__)
     import comfy.model_management
-    import comfyui_version
 
-    say = (lambda text: print(f"\r\033[K{text}", end="", flush=True)) if sys.stdout.isatty() else (lambda text: None)
-    report = {"command": "python3 atelier.py bench diffstyler " + " ".join(words), "hardware": hardware(comfy.model_management.get_torch_device()),
-              "threads": options.threads, "torch": torch.__version__, "comfyui": comfyui_version.__version__, "python": platform.python_version(),
-              "model": f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights"}
+    say = report.say
+    told = report.begin("diffstyler", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
+                        comfy.model_management.get_torch_device(), options.threads)
     with torch.inference_mode():
         say("Counting rows on a small UNet")
         study = work.Study(tiny=True, size=64)  # rows do not depend on the size
-        report["runs"] = [study.whole_run(styles, 50, "ddim") for styles in (1, 2, 3)]
-        report["runs"] += [study.whole_run(1, 50, "forward"), study.whole_run(1, 50, "reference", preset="reference"),
+        told["runs"] = [study.whole_run(styles, 50, "ddim") for styles in (1, 2, 3)]
+        told["runs"] += [study.whole_run(1, 50, "forward"), study.whole_run(1, 50, "reference", preset="reference"),
                            study.whole_run(1, 4, "shared noise", cfg=1.0), study.whole_run(2, 4, "shared noise", cfg=1.0)]
         say("")
-        print(f"{report['model']} in timed steps; {report['hardware']}, {options.threads} threads, torch {torch.__version__}, ComfyUI "
-              f"{comfyui_version.__version__}\n")
-        print(rows_table(report["runs"]), flush=True)
-        rows = report["runs"][0]["rows"]
-        report["targets"] = [{"target": f"50 steps of one style with inversion: at most {ROWS} UNet rows (published code: {PUBLISHED_ROWS})",
+        print(f"{told['model']} in timed steps; {told['hardware']}, {options.threads} threads, torch {torch.__version__}, ComfyUI "
+              f"{told['comfyui']}\n")
+        print(rows_table(told["runs"]), flush=True)
+        rows = told["runs"][0]["rows"]
+        told["targets"] = [{"target": f"50 steps of one style with inversion: at most {ROWS} UNet rows (published code: {PUBLISHED_ROWS})",
                               "measured": rows, "reached": rows <= ROWS}]
         say("Making a UNet with random weights")
         study = work.Study(options.tiny, options.size)
-        report["steps"] = [study.step(styles, timestep, options.rounds, say) for styles in options.styles for timestep in (901, 301)]
+        told["steps"] = [study.step(styles, timestep, options.rounds, say) for styles in options.styles for timestep in (901, 301)]
         say("")
-        print(steps_table(report["steps"]))
-        growth = [step for step in report["steps"] if step["timestep"] == 901]
+        print(steps_table(told["steps"]))
+        growth = [step for step in told["steps"] if step["timestep"] == 901]
         for step in growth[1:]:
             print(f"{step['styles']} styles cost {step['seconds']['packed'] / growth[0]['seconds']['packed']:.2f} x the step of "
                   f"{growth[0]['styles']}; rows {step['rows'] / growth[0]['rows']:.2f} x")
-        for target in report["targets"]:
-            print(f"{'reached' if target['reached'] else 'MISSED '}  {target['target']}: {target['measured']}")
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report.print_targets(told["targets"])
+        report.write(told, options.json)
     print(f"\nAll numbers: {options.json.resolve()}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

@@ -5,16 +5,11 @@ Run by `python3 atelier.py bench fastface`. It needs no weights: they are random
 
 import argparse
 import importlib
-import json
-import platform
-import sys
-from pathlib import Path
 
 import torch
 
-from .zepo import hardware
+from . import _report as report
 
-ROOT = Path(__file__).resolve().parents[1]
 # What the project set out to reach.
 ROWS = {"person, CFG 1": 4, "Scale-Power, CFG 1": 4, "Scheduled-Softmax, CFG 1": 4, "CFG 2": 8, "Decoupled CFG": 8,
         "Decoupled CFG, Scale-Power": 8, "Decoupled CFG, rescale all": 10, "Decoupled CFG, all rows": 12}
@@ -22,28 +17,11 @@ FLOPS, TIME = 0.03, 1.05
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    def side(text):
-        if int(text) < 64 or int(text) % 64:
-            raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
-        return int(text)
-
-    def number(text, least=1):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    def rounds(text):
-        return number(text, least=0)
-
-    parser = argparse.ArgumentParser("atelier.py bench fastface", description=__doc__, allow_abbrev=False)
+    parser = report.parser("fastface", __doc__)
     add = parser.add_argument
-    add("--tiny", action="store_true", help="a small UNet with the same modules, for a quick look")
-    add("--sizes", type=side, nargs="+", default=[512, 1024], metavar="PX", help="sides of the square pictures counted (default: 512 1024)")
-    add("--time-size", type=side, default=512, metavar="PX", help="side of the square picture of timed steps (default: 512)")
-    add("--rounds", type=rounds, default=3, metavar="N", help="timed rounds, the ways taking turns; 0 counts only (default: 3)")
-    add("--threads", type=number, default=1, metavar="N", help="CPU threads of torch (default: 1)")
-    add("--json", type=Path, default=ROOT / ".atelier" / "bench-fastface.json", metavar="FILE",
-        help="where to write all numbers (default: .atelier/bench-fastface.json)")
+    add("--sizes", type=report.side, nargs="+", default=[512, 1024], metavar="PX", help="sides of the square pictures counted (default: 512 1024)")
+    add("--time-size", type=report.side, default=512, metavar="PX", help="side of the square picture of timed steps (default: 512)")
+    add("--rounds", type=report.rounds, default=3, metavar="N", help="timed rounds, the ways taking turns; 0 counts only (default: 3)")
     return parser.parse_args(words)
 
 
@@ -74,23 +52,23 @@ def time_table(time: dict) -> str:
     return "\n".join(lines)
 
 
-def targets(report: dict, on_cpu: bool) -> list[dict]:
+def targets(told: dict, on_cpu: bool) -> list[dict]:
     """What the project set out to reach, and whether it is; time on the real size only. On a CPU it is that of the process, not of
     other programs."""
-    rows = {name: sum(calls) for name, calls in report["rows"].items()}
+    rows = {name: sum(calls) for name, calls in told["rows"].items()}
     found = [(f"{name}: {wanted} UNet rows in 4 steps", rows[name], rows[name] == wanted) for name, wanted in ROWS.items()]
-    for count in report["counts"]:
+    for count in told["counts"]:
         found += [(f"{name}: at most {FLOPS:.0%} of a step's FLOPs at {count['size']} px", added, added <= FLOPS)
                   for name, added in count["flops_added"].items()]
         found += [(f"{name}: no more bytes at a step's peak at {count['size']} px", added, added <= 0) for name, added in count["peak_added"].items()]
-    first, last = report["counts"][0], report["counts"][-1]
+    first, last = told["counts"][0], told["counts"][-1]
     found += [(f"{name}: as many maps in use at {last['size']} px as at {first['size']} px, or fewer", last["maps_added"][name] / max(number, 1e-9),
                last["maps_added"][name] <= number) for name, number in first["maps_added"].items() if first is not last]
     clock, kind = ("cpu_seconds", "CPU time") if on_cpu else ("seconds", "time")
-    if report["time"] and not report["tiny"]:
+    if told["time"] and not told["tiny"]:
         for way, title in (("layer_ratio", "layer by layer"), ("step_ratio", "steps in turn")):
             found += [(f"{name}: at most {TIME} x the {kind} of a step, {title}", ratio[clock], ratio[clock] <= TIME)
-                      for name, ratio in report["time"][way].items()]
+                      for name, ratio in told["time"][way].items()]
     return [{"target": text, "measured": value, "reached": reached} for text, value, reached in found]
 
 
@@ -99,44 +77,34 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(options.threads)
     work = importlib.import_module("._fastface", __package__)  # ComfyUI chooses its device when this imports it
     import comfy.model_management
-    import comfyui_version
 
     device = comfy.model_management.get_torch_device()
-    say = (lambda text: print(f"\r\033[K{text}", end="", flush=True)) if sys.stdout.isatty() else (lambda text: None)
-    report = {
-        "tiny": options.tiny, "command": "python3 atelier.py bench fastface " + " ".join(words),
-        "model": f"SDXL UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
-        "hardware": hardware(device), "threads": options.threads, "torch": torch.__version__, "comfyui": comfyui_version.__version__,
-        "python": platform.python_version(),
-    }
+    say = report.say
+    told = report.begin("fastface", words, f"SDXL UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
+                        options.threads) | {"tiny": options.tiny}
     with torch.inference_mode():
         say("Counting rows")
-        report["rows"] = work.Study(tiny=True).rows()  # they do not depend on the size
+        told["rows"] = work.Study(tiny=True).rows()  # they do not depend on the size
         study = work.Study(options.tiny, meta=True)
-        report["parameters"] = sum(weight.numel() for weight in study.model.model.diffusion_model.parameters())
+        told["parameters"] = sum(weight.numel() for weight in study.model.model.diffusion_model.parameters())
         say("")
-        print(f"{report['model']}: {report['parameters'] / 1e6:.1f} million parameters; {report['hardware']}, {options.threads} threads, "
-              f"torch {torch.__version__}, ComfyUI {report['comfyui']}\n\n{rows_table(report['rows'])}", flush=True)
-        report["counts"] = []
+        print(f"{told['model']}: {told['parameters'] / 1e6:.1f} million parameters; {told['hardware']}, {options.threads} threads, "
+              f"torch {torch.__version__}, ComfyUI {told['comfyui']}\n\n{rows_table(told['rows'])}", flush=True)
+        told["counts"] = []
         for size in options.sizes:
-            report["counts"].append(study.count(size))
-            print(count_table(report["counts"][-1]), flush=True)
-        report["time"] = work.Study(options.tiny).time(options.time_size, options.rounds, say) if options.rounds else None
+            told["counts"].append(study.count(size))
+            print(count_table(told["counts"][-1]), flush=True)
+        told["time"] = work.Study(options.tiny).time(options.time_size, options.rounds, say) if options.rounds else None
         say("")
-        if report["time"]:
-            print(time_table(report["time"]))
-    report["targets"] = targets(report, device.type == "cpu")
+        if told["time"]:
+            print(time_table(told["time"]))
+    told["targets"] = targets(told, device.type == "cpu")
     print()
-    for target in report["targets"]:
-        print(f"{'reached' if target['reached'] else 'MISSED '}  {target['target']}: {target['measured']:.4g}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report.print_targets(told["targets"])
+    report.write(told, options.json)
     print(f"\nAll numbers: {options.json.resolve()}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

@@ -24,6 +24,7 @@ from .microworld import table
 
 STYLES = ("watercolor", "neon", "ink", "popart", "cartoon", "pixel")
 STEPS, CFG = 20, 2.0
+TRAINING = 1600
 COLUMNS = ("style", "as reference", "identity", "structure", "face")
 NOTHING, FEATURES, BOTH, ALL = "", "f=4-11", "f=4-11;sa=3-11", "f=4-11;sa=3-11;ca=3-11"
 
@@ -31,7 +32,7 @@ INTRO = f"""# DiffStyler in the microworld
 
 Written by `python3 atelier.py bench microworld_styles --write docs/microworld-styles.md`. **Every number here speaks of the demo's
 procedural portraits** (see `demo/README.md`), drawn by a tiny model; none says anything about photographs. Means over held-out
-contents, one per style; one LoRA per style, trained on a single picture of another person. DDIM, {STEPS} steps, guidance {CFG:g}
+contents, one per style; one LoRA per style, trained on a single picture of another person ({TRAINING} steps at 1e-3, flip and crop). DDIM, {STEPS} steps, guidance {CFG:g}
 (the demo model was trained for little guidance; the paper's 10.5 is for Stable Diffusion), the nodes' defaults unless a row says otherwise.
 
 - **style**: distance of colour moments and Gram matrices to the picture the LoRA was trained on, lower is closer; **other styles**: to the
@@ -50,11 +51,11 @@ def style_picture(style: str) -> torch.Tensor:
     return render(sample_identities(1, generator), torch.tensor([NAMES.index(style)]), torch.tensor([number % 4]), generator)
 
 
-def trained_lora(studio: Studio, style: str, steps: int = 400) -> dict[str, torch.Tensor]:
-    """Style LoRA Train on the style's one picture, caption "portrait"; more than the node's learning rate, as the network is small."""
+def trained_lora(studio: Studio, style: str, steps: int = TRAINING, augment: str = "flip and crop") -> dict[str, torch.Tensor]:
+    """Style LoRA Train on the style's one picture, caption "portrait"; more steps and learning rate than the node's, as the network is small."""
     return train_style(
         plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt("portrait"), rank=16, steps=steps,
-        learning_rate=3e-3, targets="qkv", resolution=256, seed=0, augment="none", checkpointing=False, prefix="microworld_styles")[0]
+        learning_rate=1e-3, targets="qkv", resolution=256, seed=0, augment=augment, checkpointing=False, prefix="microworld_styles")[0]
 
 
 def plain_sampling(studio: Studio):
@@ -159,14 +160,16 @@ def lora_table(bench: Bench) -> str:
         bench.results[f"trained: {name}"] = dict(zip(("style", "other", *COLUMNS[1:]), found.tolist()))
         rows.append([name, *found.tolist()])
 
-    trained = {0: dict.fromkeys(bench.styles), **{steps: {style: trained_lora(studio, style, steps) for style in bench.styles} for steps in (100, 200)}, 400: bench.loras}
+    nothing, final = "no LoRA", f"{TRAINING} steps"
+    trained = {nothing: dict.fromkeys(bench.styles), "200 steps": {style: trained_lora(studio, style, 200) for style in bench.styles},
+               "400 steps, augment none": {style: trained_lora(studio, style, 400, "none") for style in bench.styles}, final: bench.loras}
     for denoise in (0.5, 0.75):
-        for steps, loras in trained.items():
-            row(f"denoise {denoise}, {f'{steps} steps' if steps else 'no LoRA'}", loras, denoise)
-        row(f"denoise {denoise}, the style's word instead", trained[0], denoise, word=True)
+        for name, loras in trained.items():
+            row(f"denoise {denoise}, {name}", loras, denoise)
+        row(f"denoise {denoise}, the style's word instead", trained[nothing], denoise, word=True)
         for style in bench.styles:
-            for steps in (0, 400):
-                row(f"denoise {denoise}, {style}, {f'{steps} steps' if steps else 'no LoRA'}", {style: trained[steps][style]}, denoise)
+            for name in (nothing, final):
+                row(f"denoise {denoise}, {style}, {name}", {style: trained[name][style]}, denoise)
     return table("What Style LoRA Train learns from one picture", ["", "style", "other styles", *COLUMNS[1:]], rows)
 
 

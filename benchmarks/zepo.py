@@ -5,48 +5,28 @@ Run by `python3 atelier.py bench zepo`. It needs no weights: they are random, an
 
 import argparse
 import importlib
-import json
-import os
-import platform
 import sys
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import _report as report
+
 ROWS, STEP_FLOPS, STEP_TIME = 12, 1.05, 1.10  # what the project set out to reach at 4 steps with guidance
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    def side(text):
-        if int(text) < 64 or int(text) % 64:
-            raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
-        return int(text)
-
-    def number(text, least=1):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    def rounds(text):
-        return number(text, least=0)
-
     def ratio(text):
         if not 0 <= float(text) <= 0.75:
             raise argparse.ArgumentTypeError(f"{text} is not between 0 and 0.75")
         return float(text)
 
-    parser = argparse.ArgumentParser("atelier.py bench zepo", description=__doc__, allow_abbrev=False)
+    parser = report.parser("zepo", __doc__)
     add = parser.add_argument
-    add("--tiny", action="store_true", help="a small UNet with the same modules, for a quick look")
-    add("--sizes", type=side, nargs="+", default=[256, 512], metavar="PX", help="side of the square picture (default: 256 512)")
-    add("--steps", type=number, nargs="+", default=[4], metavar="N", help="sampling steps (default: 4)")
+    add("--sizes", type=report.side, nargs="+", default=[256, 512], metavar="PX", help="side of the square picture (default: 256 512)")
+    add("--steps", type=report.number, nargs="+", default=[4], metavar="N", help="sampling steps (default: 4)")
     add("--merge", type=ratio, nargs="+", default=[0.5], metavar="R", help="token merge ratio (default: 0.5)")
-    add("--rounds", type=rounds, default=3, metavar="N", help="timed runs of every variant; 0 counts only (default: 3)")
+    add("--rounds", type=report.rounds, default=3, metavar="N", help="timed runs of every variant; 0 counts only (default: 3)")
     add("--device", choices=["auto", "cpu"], default="auto", help="auto: what ComfyUI takes (default)")
-    add("--threads", type=number, default=1, metavar="N", help="CPU threads of torch (default: 1)")
-    add("--json", type=Path, default=ROOT / ".atelier" / "bench-zepo.json", metavar="FILE",
-        help="where to write all numbers (default: .atelier/bench-zepo.json)")
     return parser.parse_args(words)
 
 
@@ -99,11 +79,6 @@ def targets(run: dict, on_cpu: bool) -> list[dict]:
     return [{"target": text, "measured": value, "reached": reached} for text, value, reached in found]
 
 
-def hardware(device) -> str:
-    cores = f"{os.cpu_count()} virtual CPU cores ({platform.machine()})"
-    return f"{torch.cuda.get_device_name(device)}, {cores}" if device.type == "cuda" else cores
-
-
 def main(words: list[str]) -> int:
     options = arguments(words)
     torch.set_num_threads(options.threads)
@@ -111,16 +86,11 @@ def main(words: list[str]) -> int:
     cli.args.cpu = cli.args.cpu or options.device == "cpu"
     work = importlib.import_module("._zepo", __package__)
     import comfy.model_management
-    import comfyui_version
 
     device = comfy.model_management.get_torch_device()
-    say = (lambda text: print(f"\r\033[K{text}", end="", flush=True)) if sys.stdout.isatty() else (lambda text: None)
-    report = {
-        "command": "python3 atelier.py bench zepo " + " ".join(words),
-        "model": f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
-        "hardware": hardware(device), "threads": options.threads, "torch": torch.__version__,
-        "comfyui": comfyui_version.__version__, "python": platform.python_version(), "runs": [],
-    }
+    say = report.say
+    told = report.begin("zepo", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
+                        options.threads) | {"runs": []}
     with torch.inference_mode():
         try:
             work.check_counter()
@@ -129,11 +99,11 @@ def main(words: list[str]) -> int:
             return 2
         say("Making a UNet with random weights")
         model = work.random_model(options.tiny)
-        report["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
-        report["dtype"] = str(model.model.get_dtype()).removeprefix("torch.")
+        told["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
+        told["dtype"] = str(model.model.get_dtype()).removeprefix("torch.")
         say("")
-        print(f"{report['model']}: {report['parameters'] / 1e6:.1f} million parameters, {report['dtype']}; {report['hardware']}, "
-              f"{options.threads} threads, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}", flush=True)
+        print(f"{told['model']}: {told['parameters'] / 1e6:.1f} million parameters, {told['dtype']}; {told['hardware']}, "
+              f"{options.threads} threads, torch {torch.__version__}, ComfyUI {told['comfyui']}", flush=True)
         for size in options.sizes:
             for merge in options.merge:
                 for steps in options.steps:
@@ -141,18 +111,12 @@ def main(words: list[str]) -> int:
                     say("")
                     print(table(run))
                     run["targets"] = targets(run, device.type == "cpu")
-                    for target in run["targets"]:
-                        print(f"{'reached' if target['reached'] else 'MISSED '}  {target['target']}: {target['measured']:.4g}")
-                    sys.stdout.flush()
-                    report["runs"].append(run)
-                    options.json.parent.mkdir(parents=True, exist_ok=True)  # after every run: long ones may be interrupted
-                    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                    report.print_targets(run["targets"])
+                    told["runs"].append(run)
+                    report.write(told, options.json)  # after every run: long ones may be interrupted
     print(f"\nAll numbers: {options.json.resolve()}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    report.run(main)

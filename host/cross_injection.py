@@ -194,8 +194,12 @@ class CrossInjection(comfy.samplers.CFGGuider):
             positive, negative = told[prompt, branch], told.get((injection.NEGATIVE, branch))
             if negative is None:
                 negative = torch.zeros_like(positive)
-            return comfy.samplers.cfg_function(self.inner_model, positive, negative, self.cfg, x, timestep, model_options=model_options,
-                                               cond=self.conds[prompt], uncond=self.conds[injection.NEGATIVE])[0]
+            conds, outs = [self.conds[prompt], self.conds[injection.NEGATIVE]], [positive, negative]
+            for function in model_options.get("sampler_pre_cfg_function", []):  # as ComfyUI's own sampling_function
+                outs = function({"conds": conds, "conds_out": outs, "cond_scale": self.cfg, "timestep": timestep, "input": x, "sigma": timestep,
+                                 "model": self.inner_model, "model_options": model_options})
+            return comfy.samplers.cfg_function(self.inner_model, *outs[:2], self.cfg, x, timestep, model_options=model_options, cond=conds[0],
+                                               uncond=conds[1])[0]
 
         styles = torch.stack([guide(number) for number in range(1, len(job.weights) + 1)])
         mixed = regions.mixture(styles, self.weights, self.outside, guide(0) if job.base else None)

@@ -478,6 +478,31 @@ def test_noise_is_not_used(desk, path, caplog):
     assert torch.equal(desk.run(outputs, noise), desk.run(outputs)) and "Disable Noise" in caplog.text
 
 
+def test_guidance_functions_of_other_nodes(desk, path, apart):
+    """Before, in place of and after guidance, once per style and step, as with ComfyUI's own guider."""
+    branches = desk.branch(desk.prompts[1], desk.branch(mask=half(), lora=desk.lora()), mask=half(left=False))
+    plain, alone = desk.sample(path, branches), desk.sample(path, branches, cfg=1.0)
+    assert apart(plain, alone) > 100 * TOLERANCE
+    calls = []
+
+    def patched(setter, function):
+        calls.clear()
+        model = desk.model.clone()
+        getattr(model, setter)(lambda args: calls.append(args) or function(args))
+        out = desk.sample(path, branches, model=model)
+        assert len(calls) == 2 * 4
+        return out
+
+    def halfway(args):
+        positive, negative = args["conds_out"]
+        return [(positive + negative) / 2, negative]  # at guidance 2 the positive alone
+
+    assert apart(patched("set_model_sampler_pre_cfg_function", halfway), alone) < TOLERANCE
+    assert calls[0]["conds"][0] is not calls[1]["conds"][0], "each style with its own prompt"
+    assert apart(patched("set_model_sampler_cfg_function", lambda args: args["cond"]), alone) < TOLERANCE
+    assert apart(patched("set_model_sampler_post_cfg_function", lambda args: args["cond_denoised"]), alone) < TOLERANCE
+
+
 def test_compiled_models(desk, tensor, apart):
     """What is compiled (eager backend) in the run gives the same; what was compiled before hides its hook, which is told."""
     call, x = OneCall(desk, *desk.branch(lora=desk.lora(targets=("attn1.to_out.0",)))), tensor(1, 4, 8, 8, seed=1)
