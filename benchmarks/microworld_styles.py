@@ -24,7 +24,7 @@ from .microworld import table
 
 STYLES = ("watercolor", "neon", "ink", "popart", "cartoon", "pixel")
 STEPS, CFG = 20, 2.0
-TRAINING = 1600
+TRAINING = 400
 COLUMNS = ("style", "as reference", "identity", "structure", "face")
 NOTHING, FEATURES, BOTH, ALL = "", "f=4-11", "f=4-11;sa=3-11", "f=4-11;sa=3-11;ca=3-11"
 
@@ -32,7 +32,8 @@ INTRO = f"""# DiffStyler in the microworld
 
 Written by `python3 atelier.py bench microworld_styles --write docs/microworld-styles.md`. **Every number here speaks of the demo's
 procedural portraits** (see `demo/README.md`), drawn by a tiny model; none says anything about photographs. Means over held-out
-contents, one per style; one LoRA per style, trained on a single picture of another person ({TRAINING} steps at 1e-3, flip and crop). DDIM, {STEPS} steps, guidance {CFG:g}
+contents, one per style; one LoRA per style, trained on a single picture of another person ({TRAINING} steps at 1e-3, flip and crop). Caption and prompt name
+the style, "portrait, neon", as the paper's do: the demo model knows the word, so a LoRA adds this picture's own look to it. DDIM, {STEPS} steps, guidance {CFG:g}
 (the demo model was trained for little guidance; the paper's 10.5 is for Stable Diffusion), the nodes' defaults unless a row says otherwise.
 
 - **style**: distance of colour moments and Gram matrices to the picture the LoRA was trained on, lower is closer; **other styles**: to the
@@ -51,10 +52,14 @@ def style_picture(style: str) -> torch.Tensor:
     return render(sample_identities(1, generator), torch.tensor([NAMES.index(style)]), torch.tensor([number % 4]), generator)
 
 
+def caption(style: str) -> str:
+    return f"portrait, {style}"
+
+
 def trained_lora(studio: Studio, style: str, steps: int = TRAINING, augment: str = "flip and crop") -> dict[str, torch.Tensor]:
-    """Style LoRA Train on the style's one picture, caption "portrait"; more steps and learning rate than the node's, as the network is small."""
+    """Style LoRA Train on the style's one picture and a caption that names it; more steps and learning rate than the node's, as the network is small."""
     return train_style(
-        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt("portrait"), rank=16, steps=steps,
+        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt(caption(style)), rank=16, steps=steps,
         learning_rate=1e-3, targets="qkv", resolution=256, seed=0, augment=augment, checkpointing=False, prefix="microworld_styles")[0]
 
 
@@ -78,9 +83,8 @@ class Bench:
         return trajectory.record(self.model, {"samples": self.latents[number:number + 1]}, self.studio.prompt(""), mode="ddim", steps=steps,
                                  fixed_point=fixed_point, seed=0, budget=2**28)
 
-    def branch(self, style: str, mask=None, lora: bool = True, word: bool = False) -> cross_injection.Branch:
-        prompt = self.studio.prompt(f"portrait, {style}" if word else "portrait")
-        return cross_injection.Branch(prompt, mask, self.loras[style] if lora else None, style, 1.0)
+    def branch(self, style: str, mask=None, lora: bool = True) -> cross_injection.Branch:
+        return cross_injection.Branch(self.studio.prompt(caption(style)), mask, self.loras[style] if lora else None, style, 1.0)
 
     def sample(self, number: int, branches, layers="auto", feature_until=401, attention_until=501, preset="paper", cfg=CFG) -> torch.Tensor:
         guider, sampler, sigmas, latent, _ = cross_injection.cross_injection(
@@ -88,19 +92,21 @@ class Bench:
             attention_until=attention_until, background="auto", layers=layers, rows_per_forward=0)
         return guider.sample(torch.zeros_like(latent["samples"]), latent["samples"], sampler, sigmas, disable_pbar=True, seed=0)
 
-    def injected(self, name: str, lora: bool = True, word: bool = False, prompt: bool = True, **options) -> list[float]:
+    def injected(self, name: str, lora: bool = True, prompt: bool = True, **options) -> list[float]:
         """Every content through LoRA Cross-Injection in its style."""
-        branches = [self.branch(style, None, lora, word) for style in self.styles]
+        branches = [self.branch(style, None, lora) for style in self.styles]
         if not prompt:
             branches = [cross_injection.Branch(self.studio.prompt(""), None, b.lora, b.name, 1.0) for b in branches]
         return self.judge(name, torch.cat([self.sample(number, [branch], **options) for number, branch in enumerate(branches)]))
 
-    def img2img(self, name: str, denoise: float) -> list[float]:
+    def img2img(self, name: str, denoise: float, lora: bool = True) -> list[float]:
         """The stock way: Load LoRA, KSampler (euler, ddim_uniform) from the noised content."""
         found = []
         for number, style in enumerate(self.styles):
-            model, latent = comfy.sd.load_lora_for_models(self.model, None, self.loras[style], 1.0, 0)[0], self.latents[number:number + 1]
-            found.append(comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), STEPS, CFG, "euler", "ddim_uniform", self.studio.prompt("portrait"),
+            model, latent = self.model, self.latents[number:number + 1]
+            if lora:
+                model = comfy.sd.load_lora_for_models(model, None, self.loras[style], 1.0, 0)[0]
+            found.append(comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), STEPS, CFG, "euler", "ddim_uniform", self.studio.prompt(caption(style)),
                                              self.studio.prompt(""), latent, denoise=denoise, seed=0, disable_pbar=True))
         return self.judge(name, torch.cat(found))
 
@@ -145,9 +151,9 @@ def lora_table(bench: Bench) -> str:
     """What a LoRA learns from one picture, by steps of training: held-out people through stock Load LoRA and KSampler, four LCM steps."""
     studio, spread, rows = bench.studio, bench.studio.world.spread, []
 
-    def judged(style: str, lora, denoise: float, word: bool = False) -> torch.Tensor:
+    def judged(style: str, lora, denoise: float, word: bool) -> torch.Tensor:
         model = comfy.sd.load_lora_for_models(studio.model, None, lora, 1.0, 0)[0] if lora else studio.model
-        pictures = studio.decode(studio.sample(model, bench.latents, f"portrait, {style}" if word else "portrait", denoise=denoise))
+        pictures = studio.decode(studio.sample(model, bench.latents, caption(style) if word else "portrait", denoise=denoise))
         told, place = studio.world.judges(pictures), bench.styles.index(style)
         near = lambda number: float(judges.style_distance(pictures, bench.references[number:number + 1].expand_as(pictures), spread).mean())
         others = [near(number) for number in range(len(bench.styles)) if number != place]
@@ -155,18 +161,19 @@ def lora_table(bench: Bench) -> str:
                              float(judges.identity_error(studio.world.judges, pictures, bench.pairs.who).mean()),
                              float(judges.structure(pictures, bench.pairs.contents).mean()), float((told["face"] > 0).float().mean())])
 
-    def row(name: str, loras: dict, denoise: float, word: bool = False) -> None:
+    def row(name: str, loras: dict, denoise: float, word: bool = True) -> None:
         found = torch.stack([judged(style, loras[style], denoise, word) for style in loras]).mean(0)
         bench.results[f"trained: {name}"] = dict(zip(("style", "other", *COLUMNS[1:]), found.tolist()))
         rows.append([name, *found.tolist()])
 
-    nothing, final = "no LoRA", f"{TRAINING} steps"
-    trained = {nothing: dict.fromkeys(bench.styles), "200 steps": {style: trained_lora(studio, style, 200) for style in bench.styles},
-               "400 steps, augment none": {style: trained_lora(studio, style, 400, "none") for style in bench.styles}, final: bench.loras}
+    nothing, final = "the word alone", f"LoRA of {TRAINING} steps"
+    trained = {nothing: dict.fromkeys(bench.styles), **{f"LoRA of {steps} steps": {style: trained_lora(studio, style, steps) for style in bench.styles}
+                                                        for steps in (100, 200)},
+               final: bench.loras, f"{final}, augment none": {style: trained_lora(studio, style, TRAINING, "none") for style in bench.styles}}
     for denoise in (0.5, 0.75):
+        row(f"denoise {denoise}, no style asked for", trained[nothing], denoise, word=False)
         for name, loras in trained.items():
             row(f"denoise {denoise}, {name}", loras, denoise)
-        row(f"denoise {denoise}, the style's word instead", trained[nothing], denoise, word=True)
         for style in bench.styles:
             for name in (nothing, final):
                 row(f"denoise {denoise}, {style}, {name}", {style: trained[name][style]}, denoise)
@@ -176,7 +183,9 @@ def lora_table(bench: Bench) -> str:
 def baseline_table(bench: Bench) -> str:
     """Cross-injection beside plain image to image with the same LoRAs."""
     rows = [["the content itself", *bench.judge_pictures("content", bench.pairs.contents)]]
-    rows += [[f"image to image with the LoRA, denoise {d}", *bench.img2img(f"img2img {d}", d)] for d in (0.3, 0.5, 0.7, 0.8)]
+    for d in (0.3, 0.5, 0.7, 0.8):
+        rows += [[f"image to image, denoise {d}, {'LoRA' if lora else 'the word alone'}", *bench.img2img(f"img2img {d}{'' if lora else ' without LoRA'}", d, lora)]
+                 for lora in (False, True)]
     rows += [["LoRA Cross-Injection", *bench.injected("default")]]
     rows += [["LoRA Cross-Injection, layers of the published code", *bench.injected("f=4;sa=4-11", layers="f=4;sa=4-11")]]
     return table("Against plain LoRA image to image", ["", *COLUMNS], rows)
@@ -185,7 +194,7 @@ def baseline_table(bench: Bench) -> str:
 def injection_table(bench: Bench) -> str:
     """The paper's figure 6: what is injected, and what makes the style."""
     rows = []
-    for label, options in (("SD", dict(lora=False, prompt=False)), ("SD + LoRA", dict(prompt=False)), ("SD + prompt", dict(lora=False, word=True)),
+    for label, options in (("SD", dict(lora=False, prompt=False)), ("SD + LoRA", dict(prompt=False)), ("SD + prompt", dict(lora=False)),
                            ("SD + LoRA + prompt", {})):
         for layers, words in ((NOTHING, "nothing"), (FEATURES, "features"), (BOTH, "features, self-attention"), (ALL, "features, self-, cross-attention")):
             name = f"{label}: {words}"
