@@ -142,6 +142,21 @@ def test_the_demo_draws_a_person(page, drawn):
     assert page.errors == []
 
 
+def test_a_photo_without_a_face_is_told(page, open_workflow):
+    """The editor says which node failed, and on demand in which words."""
+    grey = io.BytesIO()
+    Image.new("RGB", (256, 256), (128, 128, 128)).save(grey, "PNG")
+    file = {"name": "grey.png", "mimeType": "image/png", "buffer": grey.getvalue()}
+    assert page.request.post(page.evaluate("location.origin") + "/upload/image", multipart={"image": file}).ok
+    open_workflow("fastface_demo")
+    page.evaluate("app.graph.nodes.find(node => node.title === 'Face').widgets.find(w => w.name === 'image').value = 'grey.png'")
+    page.evaluate("app.queuePrompt(0)")
+    page.get_by_text("Face Identity Encode failed").wait_for()
+    page.get_by_role("button", name="View details").click()
+    page.get_by_text("no face found in the photo").first.wait_for()
+    assert page.errors == []
+
+
 def likeness(one, other):
     """Correlation of the brightness of 16 x 16 patches, -1 to 1."""
     a, b = ([value for value in picture.convert("L").resize((16, 16)).get_flattened_data()] for picture in (one, other))
