@@ -101,7 +101,7 @@ def damaged_table(trial: Trial, people: int) -> str:
             measures = studio.portraits(few, trial.identities[:people], TRAINED, **METHODS[method])
             trial.results[f"damaged {damage:g} {method}"] = summary(measures)
             rows.append(row(f"noise {damage:g}: {method}", measures))
-    return table("Fewer pictures without a face? A UNet with noise on its weights, as a share of their spread", ["", *HEAD], rows)
+    return table("Pictures without a face, asked of a UNet with noise on its weights (as a share of their spread)", ["", *HEAD], rows)
 
 
 def paper_table(trial: Trial, runs: dict) -> str:
