@@ -1,8 +1,9 @@
-"""What training a style LoRA costs: memory per model and picture size, counted; time per step of the demo model, measured.
+"""What training a style LoRA costs: memory and FLOPs per model and picture size, counted; time per step, measured.
 
-Run by `python3 atelier.py bench style_training`. It needs no weights and no GPU: memory is counted on tensors without content,
-bf16 as on a GPU. Counted are weights, adapters with their optimizer, and what a forward pass keeps for the backward pass;
-not counted are CUDA's own and the working memory of single operations.
+Run by `python3 atelier.py bench style_training`. It needs no weights and no GPU: memory and FLOPs are counted on tensors without
+content, bf16 as on a GPU. Counted are weights, adapters with their optimizer, and what a forward pass keeps for the backward
+pass; not counted are CUDA's own and the working memory of single operations. FLOPs are those of products, convolutions and
+attention. --time takes a step of SD1.5 at full size on this device, beside a forward pass of the same network.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import time
 import types
 from pathlib import Path
 
+import comfy.model_management
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..host import training as host
 from ..training import style_lora as maths
@@ -34,28 +38,79 @@ CASES = [("SD1.5", 512), ("SD2.1", 512), ("SD2.1", 768), ("SDXL", 1024)]
 GIB = 2**30
 
 
+class Step:
+    """A training step of a UNet of full size, without a picture: on tensors without content inside FakeTensorMode, else on random ones."""
+
+    def __init__(self, model: str, side: int, targets: str = "qkv", rank: int = 16, checkpointing: bool = False, device: str = "cpu", kind=torch.bfloat16):
+        spec, to = MODELS[model], dict(device=device, dtype=kind)
+        self.unet = UNetModel(**spec, **to, operations=comfy.ops.disable_weight_init).requires_grad_(False)
+        for weight in self.unet.parameters():
+            weight.normal_(std=0.02)
+        if checkpointing:
+            host.recompute_blocks(self.unet)
+        self.adapters = maths.Adapters(host.target_modules(types.SimpleNamespace(diffusion_model=self.unet), targets), rank, torch.Generator())
+        if device != "cpu":  # tensors without content cannot be moved, and need not be
+            self.adapters.to(device)
+        self.latent, self.timestep = torch.zeros(1, 4, side // 8, side // 8, **to), torch.tensor([500.0], device=device)
+        self.more = {"context": torch.zeros(1, 77, spec["context_dim"], **to)}
+        if spec["adm_in_channels"]:
+            self.more["y"] = torch.zeros(1, spec["adm_in_channels"], **to)
+
+    def forward(self) -> torch.Tensor:
+        return self.unet(self.latent, self.timestep, transformer_options={"optimized_attention_override": host._differentiable}, **self.more)
+
+    def __call__(self) -> None:
+        with self.adapters.attached():
+            self.forward().float().square().mean().backward()
+
+
 def memory(model: str, side: int, targets: str = "qkv", rank: int = 16, checkpointing: bool = False) -> dict:
     """Of one training step on a picture of `side` pixels: numbers of modules and parameters, bytes of weights, adapters and kept tensors."""
     with torch.inference_mode(False), FakeTensorMode():
-        spec, kind = MODELS[model], torch.bfloat16
-        unet = UNetModel(**spec, dtype=kind, operations=comfy.ops.disable_weight_init).requires_grad_(False)
-        if checkpointing:
-            host.recompute_blocks(unet)
-        adapters = maths.Adapters(host.target_modules(types.SimpleNamespace(diffusion_model=unet), targets), rank, torch.Generator())
+        step = Step(model, side, targets, rank, checkpointing)
+        unet, adapters = step.unet, step.adapters
         kept, weights = {}, {p.untyped_storage()._cdata for p in (*unet.parameters(), *adapters.parameters())}
 
         def keep(tensor):
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor  # the tensor too, or its number is given again
             return tensor
 
-        more = {"y": torch.empty(1, spec["adm_in_channels"], dtype=kind)} if spec["adm_in_channels"] else {}
         with adapters.attached(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            unet(torch.empty(1, 4, side // 8, side // 8, dtype=kind), torch.tensor([500.0]), context=torch.empty(1, 77, spec["context_dim"], dtype=kind),
-                 transformer_options={"optimized_attention_override": host._differentiable}, **more)
+            step.forward()
     parameters = sum(p.numel() for p in adapters.parameters())
     return {"modules": len(adapters.pairs), "parameters": parameters, "weights": 2 * sum(p.numel() for p in unet.parameters()),
             "adapters": 4 * 4 * parameters,  # float32: values, gradients, AdamW's two moments
             "kept": sum(size for number, (size, _) in kept.items() if number not in weights)}
+
+
+def flops(model: str, side: int, checkpointing: bool = False) -> dict[str, int]:
+    """FLOPs of a forward pass without adapters, and of a training step."""
+    found = {}
+    with torch.inference_mode(False), FakeTensorMode():
+        step = Step(model, side, checkpointing=checkpointing)
+        for name, run in (("forward", torch.no_grad()(step.forward)), ("step", step)):
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products, not the CPU's fused kernel
+                run()
+            found[name] = counter.get_total_flops()
+    return found
+
+
+def seconds(model: str, side: int, checkpointing: bool, rounds: int) -> dict[str, list[float]]:
+    """Seconds of forward passes and of training steps in turn, after one of each."""
+    device = comfy.model_management.get_torch_device()
+    kind = torch.float32 if device.type == "cpu" else torch.bfloat16
+    wait, clock = (lambda: None, time.process_time) if device.type == "cpu" else (torch.cuda.synchronize, time.perf_counter)
+    found = {"forward": [], "step": []}
+    with torch.inference_mode(False):
+        step = Step(model, side, checkpointing=checkpointing, device=str(device), kind=kind)
+        for _ in range(rounds + 1):
+            for name, run in (("forward", torch.no_grad()(step.forward)), ("step", step)):
+                wait()
+                begin = clock()
+                run()
+                wait()
+                found[name].append(clock() - begin)
+    return {name: values[1:] for name, values in found.items()}
 
 
 def demo_seconds(steps: int = 20) -> float:
@@ -79,15 +134,21 @@ def demo_seconds(steps: int = 20) -> float:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("atelier.py bench style_training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write all numbers there")
+    parser.add_argument("--time", type=int, default=0, metavar="N", help="also time N steps of SD1.5 at 512 pixels, full size; minutes on a CPU (default: 0)")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     report = {"cases": []}
-    print("| Model, side | modules | parameters, million | weights GiB | adapters and AdamW GiB | kept for the backward pass GiB | with checkpointing |\n" + "|---" * 7 + "|")
+    print("| Model, side | modules | parameters, million | weights GiB | adapters and AdamW GiB | kept for the backward pass GiB | with checkpointing "
+          "| step, forward passes | with checkpointing |\n" + "|---" * 9 + "|")
     for model, side in CASES:
-        plain, less = (memory(model, side, checkpointing=on) for on in (False, True))
-        report["cases"].append({"model": model, "side": side, **plain, "kept with checkpointing": less["kept"]})
+        plain, less = ({**memory(model, side, checkpointing=on), **flops(model, side, on)} for on in (False, True))
+        report["cases"].append({"model": model, "side": side, **plain, "kept with checkpointing": less["kept"], "step with checkpointing": less["step"]})
         print(f"| {model}, {side} | {plain['modules']} | {plain['parameters'] / 1e6:.2f} | {plain['weights'] / GIB:.2f} | {plain['adapters'] / GIB:.2f} "
-              f"| {plain['kept'] / GIB:.2f} | {less['kept'] / GIB:.2f} |", flush=True)
+              f"| {plain['kept'] / GIB:.2f} | {less['kept'] / GIB:.2f} | {plain['step'] / plain['forward']:.2f} | {less['step'] / less['forward']:.2f} |", flush=True)
+    for on in (False, True) if options.time else ():
+        spent = report[f"seconds, SD1.5 at 512{', checkpointing' if on else ''}"] = seconds("SD1.5", 512, on, options.time)
+        ratios = sorted(a / b for a, b in zip(spent["step"], spent["forward"]))
+        print(f"SD1.5, 512{', checkpointing' if on else ''}: a step takes {ratios[len(ratios) // 2]:.2f} forward passes, {min(spent['step']):.2f} s", flush=True)
     report["demo seconds per step"] = demo_seconds()
     print(f"\nDemo model, 256: {report['demo seconds per step']:.3f} CPU seconds per step on one thread.")
     if options.json:

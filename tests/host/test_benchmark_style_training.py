@@ -15,3 +15,11 @@ def test_kept_memory_grows_with_the_picture_and_shrinks_with_checkpointing():
     small, large, less = bench.memory("SD1.5", 128), bench.memory("SD1.5", 256), bench.memory("SD1.5", 256, checkpointing=True)
     assert 3 < large["kept"] / small["kept"] < 4.5 and less["kept"] < large["kept"] / 5
     assert large["weights"] == small["weights"] == 2 * 859_520_964
+
+
+def test_flops_of_a_step():
+    """The backward pass goes through every layer once more, and with checkpointing the blocks run forward again; base weights need no gradients."""
+    plain, again = bench.flops("SD1.5", 256), bench.flops("SD1.5", 256, checkpointing=True)
+    assert plain["forward"] == again["forward"] == pytest.approx(0.1801e12, rel=0.01)  # as `bench zepo` counts, attention included
+    assert 1.6 < plain["step"] / plain["forward"] < 2.2
+    assert 0.8 < (again["step"] - plain["step"]) / plain["forward"] < 1.1
