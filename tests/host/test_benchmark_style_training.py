@@ -22,4 +22,4 @@ def test_flops_of_a_step():
     plain, again = bench.flops("SD1.5", 256), bench.flops("SD1.5", 256, checkpointing=True)
     assert plain["forward"] == again["forward"] == pytest.approx(0.1801e12, rel=0.01)  # as `bench zepo` counts, attention included
     assert 1.6 < plain["step"] / plain["forward"] < 2.2
-    assert 0.8 < (again["step"] - plain["step"]) / plain["forward"] < 1.1
+    assert 0.7 < (again["step"] - plain["step"]) / plain["forward"] < 1.1
