@@ -18,7 +18,7 @@ from ..demo import judges
 from ..demo.measure import Studio, held_out_pairs
 from ..demo.portraits import sample_identities
 from ..demo.styles import NAMES, render
-from ..host import cross_injection, demo_model, trajectory
+from ..host import cross_injection, trajectory
 from ..host.training import train_style
 from .microworld import table
 
@@ -60,7 +60,7 @@ def caption(style: str) -> str:
 def trained_lora(studio: Studio, style: str, steps: int = TRAINING, rate: float = RATE, augment: str = "flip and crop") -> dict[str, torch.Tensor]:
     """Style LoRA Train on the style's one picture and a caption that names it."""
     return train_style(
-        plain_sampling(studio), demo_model.vae(studio.world.codec), style_picture(style).movedim(1, -1), studio.prompt(caption(style)), rank=16, steps=steps,
+        plain_sampling(studio), studio.vae, style_picture(style).movedim(1, -1), studio.prompt(caption(style)), rank=16, steps=steps,
         learning_rate=rate, targets="qkv", resolution=256, seed=0, augment=augment, checkpointing=False, prefix="microworld_styles")[0]
 
 

@@ -50,6 +50,7 @@ class Studio:
         self.world = checkpoint.load()
         base = demo_model.model(self.world.unet, self.world.codec.expand.weight.mean((2, 3)).tolist(), self.world.codec.expand.bias.tolist())
         self.model = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(base, "lcm", False)[0]
+        self.vae = demo_model.vae(self.world.codec)
 
     def prompt(self, words: str):
         return [[self.world.text.encode(words), {}]]
