@@ -5,6 +5,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
+import comfy.utils
 import comfy_extras.nodes_custom_sampler
 import comfy_extras.nodes_model_advanced
 import pytest
@@ -146,6 +147,42 @@ def desk(make_desk):
 
 def lcm(model):
     return comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(model, "lcm", False)[0]
+
+
+class BlockLinear(torch.nn.Module):
+    """A Linear in the manner of GGUF: its weight is blocks of 8-bit numbers, of a shape of their own, made whole in every call."""
+
+    def __init__(self, linear, block=8):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        blocks = linear.weight.detach().reshape(-1, block)
+        self.scales = blocks.abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((blocks / self.scales).round().to(torch.int8), requires_grad=False)
+
+    def whole(self):
+        return (self.weight * self.scales).view(self.out_features, self.in_features)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.whole(), self.bias)
+
+
+@pytest.fixture
+def in_blocks():
+    """in_blocks(model): attention's Linears become BlockLinear; before, their weights are rounded to what those will hold.
+
+    Yields twice: with rounded weights, then with blocks.
+    """
+    def in_blocks(model):
+        found = {name: module for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear) and ".attn" in name}
+        blocks = {name: BlockLinear(module) for name, module in found.items()}
+        for name, module in found.items():
+            module.weight = torch.nn.Parameter(blocks[name].whole(), requires_grad=False)
+        yield found
+        for name, module in blocks.items():
+            comfy.utils.set_attr(model.model, name, module)
+        assert sum(isinstance(module, BlockLinear) for module in model.model.modules()) == len(blocks) > 0
+        yield blocks
+    return in_blocks
 
 
 @pytest.fixture(scope="session")

@@ -194,6 +194,15 @@ def test_fp8_weights(make_desk, tensor, apart):
     assert stored and all(torch.equal(now[name].view(torch.uint8), weight) for name, weight in stored.items()), "weights are never rewritten"
 
 
+def test_gguf_weights(make_desk, tensor, apart, in_blocks):
+    """Weights that no code but their own module can read."""
+    desk = make_desk("nano")
+    call, x = OneCall(desk, *desk.branch(lora=desk.lora())), tensor(1, 4, 8, 8, seed=1)
+    prompts = {"source": desk.empty, "negative": desk.negative, "1": desk.prompts[0]}
+    expected, told = [call(x, x, prompts, rows_of(call)) for _ in in_blocks(desk.model)]
+    assert apart(told, expected) < TOLERANCE
+
+
 # 4. The source row does not know what the others do.
 
 def test_source_row_is_untouched(desk, tensor):

@@ -325,6 +325,11 @@ def test_a_loaders_model_is_loaded_again(nano, build_model):
     assert same(plain, nano.train()[0]) and asked == [False]
 
 
+def test_gguf_weights(nano, in_blocks, apart):
+    expected, found = [nano.train()[0] for _ in in_blocks(nano.model)]
+    assert expected.keys() == found.keys() and all(apart(found[name], expected[name]) < 1e-4 for name in expected)
+
+
 def test_fp8_weights(nano):
     """Storage in fp8, computing in float32: as the same model with weights rounded to fp8."""
     rounded = [module for module in nano.model.model.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
