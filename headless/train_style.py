@@ -27,12 +27,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="assignments",
         help="set any input of the workflow; NODE is a title, a class or an id; may be repeated")
     add("--server", metavar="URL", help="use the ComfyUI that runs there (it needs this pack) instead of starting one")
-    add("--steps", metavar="N", help="training steps (default: 200, for the demo model 400)")
+    add("--steps", metavar="N", help="training steps (default: 200)")
     add("--rank", metavar="N", help="size of the LoRA (default: 16)")
-    add("--learning-rate", metavar="X", help="learning rate (default: 0.0002, for the demo model 0.003)")
+    add("--learning-rate", metavar="X", help="learning rate (default: 0.0002)")
     add("--resolution", metavar="PIXELS", help="the picture's short side in training (default: 512; SDXL takes 1024, the demo model 256)")
     add("--seed", metavar="N", help="seed of weights, noise and timesteps (default: 0)")
-    add("--augment", metavar="KIND", help="none (default), flip, crop, 'flip and crop'")
+    add("--augment", metavar="KIND", help="none (default), flip, crop, or 'flip and crop', which is the default of the demo model")
     add("--targets", metavar="KIND", help="qkv (default, the paper) or qkv+out")
 
 
