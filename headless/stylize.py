@@ -11,7 +11,7 @@ from .server import LocalServer
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo" / "pictures"
 # Titles of Load Image nodes, each an option's name too, and what they load by default.
-SHIPPED = {"Content": "content.png", "Style": "style.png", "Face": "content.png"}
+GIVEN = ("Content", "Style", "Face")  # titles of Load Image nodes, and options
 # The first bytes of the formats that Load Image reads.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
@@ -47,9 +47,8 @@ def stylize(args, start, display: Display) -> Path:
     `start(checkpoint_folder)` gives a LocalServer; it is called only without --server, and stopped here.
     """
     workflow = workflows.load(args.workflow)
-    # A shipped picture is only a default, for workflows that have a place for it.
-    pictures = {wanted: picture(getattr(args, wanted.lower()), wanted.lower()) for wanted in SHIPPED
-                if getattr(args, wanted.lower()) is not None or workflows.titled(workflow, ("LoadImage",), wanted)}
+    given = {wanted: picture(getattr(args, wanted.lower()), wanted.lower()) for wanted in GIVEN if getattr(args, wanted.lower()) is not None}
+    pictures = dict(sorted((shipped(workflow) | given).items(), key=lambda item: (*GIVEN, item[0]).index(item[0])))
     output = output_path(args.output, pictures, args.workflow)
     return on_server(args, start, display, lambda client: run(args, workflow, pictures, output, client, display))
 
@@ -88,8 +87,6 @@ def run(args, workflow: dict, pictures: dict, output: Path, client: Client, disp
         editor.set_input(assignment)
     editor.check_checkpoints()
     for wanted, path in pictures.items():
-        if not path.is_file():
-            raise AtelierError(f"the shipped picture {path} is missing: give --{wanted.lower()} FILE")
         editor.set_picture(wanted, client.upload(path))
     outputs = client.run(editor.workflow, lambda progress: display.show(line(progress)))
     display.clear()
@@ -111,10 +108,15 @@ def line(progress: Progress) -> str:
     return text
 
 
+def shipped(workflow: dict) -> "dict[str, Path]":
+    """The pictures of `demo/pictures` that Load Image nodes name, by the nodes' titles: a server need not have them."""
+    names = {title(workflow, node): workflow[node]["inputs"].get("image") for node in workflows.titled(workflow, ("LoadImage",), None)}
+    files = {file.name: file for file in PICTURES.iterdir()}
+    return {wanted: files[name] for wanted, name in names.items() if isinstance(name, str) and name in files}
+
+
 def picture(name, which: str) -> Path:
     """The path of a picture that exists and looks like one. AtelierError otherwise."""
-    if name is None:
-        return PICTURES / SHIPPED[which.capitalize()]
     path = Path(name).expanduser()
     if not path.is_file():
         raise AtelierError(f"--{which} {name}: there is no such file in {path.resolve().parent}")

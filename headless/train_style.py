@@ -9,7 +9,7 @@ from . import workflow as workflows
 from .client import Client
 from .errors import AtelierError, ServerError
 from .progress import Display
-from .stylize import line, on_server, picture, result_path, save
+from .stylize import PICTURES, line, on_server, picture, result_path, save
 
 NODE, SAVE = "AtelierStyleLoRATrain", "SaveLoRA"
 OPTIONS = ("steps", "rank", "learning_rate", "resolution", "seed", "augment", "targets")
@@ -43,7 +43,7 @@ def train_style(args, start, display: Display, folder: Path) -> Path:
     Ctrl-C keeps what is trained so far beside the result's place and goes on as KeyboardInterrupt.
     """
     args.workflow = args.workflow or ("train_style_sd15" if args.checkpoint else "train_style_demo")
-    workflow, source = workflows.load(args.workflow), picture(args.picture, "style" if args.picture is None else "picture")
+    workflow, source = workflows.load(args.workflow), PICTURES / "style.png" if args.picture is None else picture(args.picture, "picture")
     output = result_path(args.output, f"{source.stem}.safetensors")
     # A name of its own for this run, so that it is known what the server will call the file.
     name = f"{re.sub(r'[^A-Za-z0-9-]+', '-', output.stem)}-{uuid.uuid4().hex[:8]}"
