@@ -67,6 +67,14 @@ def write(report: dict, path: Path) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+def end(report: dict, path: Path) -> int:
+    """Prints the report's targets and where all of it is written; the exit code."""
+    print_targets(report["targets"])
+    write(report, path)
+    print(f"\nAll numbers: {path.resolve()}")
+    return 0
+
+
 def run(main) -> None:
     """The end of a script: its exit code, or 130 after Ctrl-C."""
     try:

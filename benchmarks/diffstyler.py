@@ -8,18 +8,18 @@ import importlib
 
 import torch
 
-from . import _report as report
+from . import _report
 
 ROWS = 200              # what the project set out to reach for 50 steps of one style with inversion
 PUBLISHED_ROWS = 2298   # by reading the published code: 1998 rows of inversion, 6 per step
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    parser = report.parser("diffstyler", __doc__)
+    parser = _report.parser("diffstyler", __doc__)
     add = parser.add_argument
-    add("--size", type=report.side, default=256, metavar="PX", help="side of the square picture in timed steps (default: 256)")
-    add("--styles", type=report.number, nargs="+", default=[1, 2], metavar="R", help="numbers of styles in timed steps (default: 1 2)")
-    add("--rounds", type=report.number, default=3, metavar="N", help="timed rounds, the two ways taking turns (default: 3)")
+    add("--size", type=_report.side, default=256, metavar="PX", help="side of the square picture in timed steps (default: 256)")
+    add("--styles", type=_report.number, nargs="+", default=[1, 2], metavar="R", help="numbers of styles in timed steps (default: 1 2)")
+    add("--rounds", type=_report.number, default=3, metavar="N", help="timed rounds, the two ways taking turns (default: 3)")
     return parser.parse_args(words)
 
 
@@ -48,36 +48,32 @@ def main(words: list[str]) -> int:
     work = importlib.import_module("._diffstyler", __package__)
     import comfy.model_management
 
-    say = report.say
-    told = report.begin("diffstyler", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
-                        comfy.model_management.get_torch_device(), options.threads)
+    report = _report.begin("diffstyler", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights",
+                           comfy.model_management.get_torch_device(), options.threads)
     with torch.inference_mode():
-        say("Counting rows on a small UNet")
+        _report.say("Counting rows on a small UNet")
         study = work.Study(tiny=True, size=64)  # rows do not depend on the size
-        told["runs"] = [study.whole_run(styles, 50, "ddim") for styles in (1, 2, 3)]
-        told["runs"] += [study.whole_run(1, 50, "forward"), study.whole_run(1, 50, "reference", preset="reference"),
+        report["runs"] = [study.whole_run(styles, 50, "ddim") for styles in (1, 2, 3)]
+        report["runs"] += [study.whole_run(1, 50, "forward"), study.whole_run(1, 50, "reference", preset="reference"),
                            study.whole_run(1, 4, "shared noise", cfg=1.0), study.whole_run(2, 4, "shared noise", cfg=1.0)]
-        say("")
-        print(f"{told['model']} in timed steps; {told['hardware']}, {options.threads} threads, torch {torch.__version__}, ComfyUI "
-              f"{told['comfyui']}\n")
-        print(rows_table(told["runs"]), flush=True)
-        rows = told["runs"][0]["rows"]
-        told["targets"] = [{"target": f"50 steps of one style with inversion: at most {ROWS} UNet rows (published code: {PUBLISHED_ROWS})",
+        _report.say("")
+        print(f"{report['model']} in timed steps; {report['hardware']}, {options.threads} threads, torch {torch.__version__}, ComfyUI "
+              f"{report['comfyui']}\n")
+        print(rows_table(report["runs"]), flush=True)
+        rows = report["runs"][0]["rows"]
+        report["targets"] = [{"target": f"50 steps of one style with inversion: at most {ROWS} UNet rows (published code: {PUBLISHED_ROWS})",
                               "measured": rows, "reached": rows <= ROWS}]
-        say("Making a UNet with random weights")
+        _report.say("Making a UNet with random weights")
         study = work.Study(options.tiny, options.size)
-        told["steps"] = [study.step(styles, timestep, options.rounds, say) for styles in options.styles for timestep in (901, 301)]
-        say("")
-        print(steps_table(told["steps"]))
-        growth = [step for step in told["steps"] if step["timestep"] == 901]
+        report["steps"] = [study.step(styles, timestep, options.rounds, _report.say) for styles in options.styles for timestep in (901, 301)]
+        _report.say("")
+        print(steps_table(report["steps"]))
+        growth = [step for step in report["steps"] if step["timestep"] == 901]
         for step in growth[1:]:
             print(f"{step['styles']} styles cost {step['seconds']['packed'] / growth[0]['seconds']['packed']:.2f} x the step of "
                   f"{growth[0]['styles']}; rows {step['rows'] / growth[0]['rows']:.2f} x")
-        report.print_targets(told["targets"])
-        report.write(told, options.json)
-    print(f"\nAll numbers: {options.json.resolve()}")
-    return 0
+    return _report.end(report, options.json)
 
 
 if __name__ == "__main__":
-    report.run(main)
+    _report.run(main)

@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-from . import _report as report
+from . import _report
 
 # What the project set out to reach.
 ROWS = {"person, CFG 1": 4, "Scale-Power, CFG 1": 4, "Scheduled-Softmax, CFG 1": 4, "CFG 2": 8, "Decoupled CFG": 8,
@@ -17,11 +17,11 @@ FLOPS, TIME = 0.03, 1.05
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    parser = report.parser("fastface", __doc__)
+    parser = _report.parser("fastface", __doc__)
     add = parser.add_argument
-    add("--sizes", type=report.side, nargs="+", default=[512, 1024], metavar="PX", help="sides of the square pictures counted (default: 512 1024)")
-    add("--time-size", type=report.side, default=512, metavar="PX", help="side of the square picture of timed steps (default: 512)")
-    add("--rounds", type=report.rounds, default=3, metavar="N", help="timed rounds, the ways taking turns; 0 counts only (default: 3)")
+    add("--sizes", type=_report.side, nargs="+", default=[512, 1024], metavar="PX", help="sides of the square pictures counted (default: 512 1024)")
+    add("--time-size", type=_report.side, default=512, metavar="PX", help="side of the square picture of timed steps (default: 512)")
+    add("--rounds", type=_report.rounds, default=3, metavar="N", help="timed rounds, the ways taking turns; 0 counts only (default: 3)")
     return parser.parse_args(words)
 
 
@@ -52,23 +52,23 @@ def time_table(time: dict) -> str:
     return "\n".join(lines)
 
 
-def targets(told: dict, on_cpu: bool) -> list[dict]:
+def targets(report: dict, on_cpu: bool) -> list[dict]:
     """What the project set out to reach, and whether it is; time on the real size only. On a CPU it is that of the process, not of
     other programs."""
-    rows = {name: sum(calls) for name, calls in told["rows"].items()}
+    rows = {name: sum(calls) for name, calls in report["rows"].items()}
     found = [(f"{name}: {wanted} UNet rows in 4 steps", rows[name], rows[name] == wanted) for name, wanted in ROWS.items()]
-    for count in told["counts"]:
+    for count in report["counts"]:
         found += [(f"{name}: at most {FLOPS:.0%} of a step's FLOPs at {count['size']} px", added, added <= FLOPS)
                   for name, added in count["flops_added"].items()]
         found += [(f"{name}: no more bytes at a step's peak at {count['size']} px", added, added <= 0) for name, added in count["peak_added"].items()]
-    first, last = told["counts"][0], told["counts"][-1]
+    first, last = report["counts"][0], report["counts"][-1]
     found += [(f"{name}: as many maps in use at {last['size']} px as at {first['size']} px, or fewer", last["maps_added"][name] / max(number, 1e-9),
                last["maps_added"][name] <= number) for name, number in first["maps_added"].items() if first is not last]
     clock, kind = ("cpu_seconds", "CPU time") if on_cpu else ("seconds", "time")
-    if told["time"] and not told["tiny"]:
+    if report["time"] and not report["tiny"]:
         for way, title in (("layer_ratio", "layer by layer"), ("step_ratio", "steps in turn")):
             found += [(f"{name}: at most {TIME} x the {kind} of a step, {title}", ratio[clock], ratio[clock] <= TIME)
-                      for name, ratio in told["time"][way].items()]
+                      for name, ratio in report["time"][way].items()]
     return [{"target": text, "measured": value, "reached": reached} for text, value, reached in found]
 
 
@@ -79,32 +79,28 @@ def main(words: list[str]) -> int:
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()
-    say = report.say
-    told = report.begin("fastface", words, f"SDXL UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
-                        options.threads) | {"tiny": options.tiny}
+    report = _report.begin("fastface", words, f"SDXL UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
+                           options.threads) | {"tiny": options.tiny}
     with torch.inference_mode():
-        say("Counting rows")
-        told["rows"] = work.Study(tiny=True).rows()  # they do not depend on the size
+        _report.say("Counting rows")
+        report["rows"] = work.Study(tiny=True).rows()  # they do not depend on the size
         study = work.Study(options.tiny, meta=True)
-        told["parameters"] = sum(weight.numel() for weight in study.model.model.diffusion_model.parameters())
-        say("")
-        print(f"{told['model']}: {told['parameters'] / 1e6:.1f} million parameters; {told['hardware']}, {options.threads} threads, "
-              f"torch {torch.__version__}, ComfyUI {told['comfyui']}\n\n{rows_table(told['rows'])}", flush=True)
-        told["counts"] = []
+        report["parameters"] = sum(weight.numel() for weight in study.model.model.diffusion_model.parameters())
+        _report.say("")
+        print(f"{report['model']}: {report['parameters'] / 1e6:.1f} million parameters; {report['hardware']}, {options.threads} threads, "
+              f"torch {torch.__version__}, ComfyUI {report['comfyui']}\n\n{rows_table(report['rows'])}", flush=True)
+        report["counts"] = []
         for size in options.sizes:
-            told["counts"].append(study.count(size))
-            print(count_table(told["counts"][-1]), flush=True)
-        told["time"] = work.Study(options.tiny).time(options.time_size, options.rounds, say) if options.rounds else None
-        say("")
-        if told["time"]:
-            print(time_table(told["time"]))
-    told["targets"] = targets(told, device.type == "cpu")
+            report["counts"].append(study.count(size))
+            print(count_table(report["counts"][-1]), flush=True)
+        report["time"] = work.Study(options.tiny).time(options.time_size, options.rounds, _report.say) if options.rounds else None
+        _report.say("")
+        if report["time"]:
+            print(time_table(report["time"]))
+    report["targets"] = targets(report, device.type == "cpu")
     print()
-    report.print_targets(told["targets"])
-    report.write(told, options.json)
-    print(f"\nAll numbers: {options.json.resolve()}")
-    return 0
+    return _report.end(report, options.json)
 
 
 if __name__ == "__main__":
-    report.run(main)
+    _report.run(main)

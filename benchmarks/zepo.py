@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from . import _report as report
+from . import _report
 
 ROWS, STEP_FLOPS, STEP_TIME = 12, 1.05, 1.10  # what the project set out to reach at 4 steps with guidance
 
@@ -20,12 +20,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text} is not between 0 and 0.75")
         return float(text)
 
-    parser = report.parser("zepo", __doc__)
+    parser = _report.parser("zepo", __doc__)
     add = parser.add_argument
-    add("--sizes", type=report.side, nargs="+", default=[256, 512], metavar="PX", help="side of the square picture (default: 256 512)")
-    add("--steps", type=report.number, nargs="+", default=[4], metavar="N", help="sampling steps (default: 4)")
+    add("--sizes", type=_report.side, nargs="+", default=[256, 512], metavar="PX", help="side of the square picture (default: 256 512)")
+    add("--steps", type=_report.number, nargs="+", default=[4], metavar="N", help="sampling steps (default: 4)")
     add("--merge", type=ratio, nargs="+", default=[0.5], metavar="R", help="token merge ratio (default: 0.5)")
-    add("--rounds", type=report.rounds, default=3, metavar="N", help="timed runs of every variant; 0 counts only (default: 3)")
+    add("--rounds", type=_report.rounds, default=3, metavar="N", help="timed runs of every variant; 0 counts only (default: 3)")
     add("--device", choices=["auto", "cpu"], default="auto", help="auto: what ComfyUI takes (default)")
     return parser.parse_args(words)
 
@@ -88,35 +88,34 @@ def main(words: list[str]) -> int:
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()
-    say = report.say
-    told = report.begin("zepo", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
-                        options.threads) | {"runs": []}
+    report = _report.begin("zepo", words, f"SD1.5 UNet, {'a tenth of its channels' if options.tiny else 'full size'}, random weights", device,
+                           options.threads) | {"runs": []}
     with torch.inference_mode():
         try:
             work.check_counter()
         except RuntimeError as error:
             print(f"bench zepo: {error}", file=sys.stderr)
             return 2
-        say("Making a UNet with random weights")
+        _report.say("Making a UNet with random weights")
         model = work.random_model(options.tiny)
-        told["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
-        told["dtype"] = str(model.model.get_dtype()).removeprefix("torch.")
-        say("")
-        print(f"{told['model']}: {told['parameters'] / 1e6:.1f} million parameters, {told['dtype']}; {told['hardware']}, "
-              f"{options.threads} threads, torch {torch.__version__}, ComfyUI {told['comfyui']}", flush=True)
+        report["parameters"] = sum(weight.numel() for weight in model.model.diffusion_model.parameters())
+        report["dtype"] = str(model.model.get_dtype()).removeprefix("torch.")
+        _report.say("")
+        print(f"{report['model']}: {report['parameters'] / 1e6:.1f} million parameters, {report['dtype']}; {report['hardware']}, "
+              f"{options.threads} threads, torch {torch.__version__}, ComfyUI {report['comfyui']}", flush=True)
         for size in options.sizes:
             for merge in options.merge:
                 for steps in options.steps:
-                    run = work.compare(model, size, steps, merge, options.rounds, say)
-                    say("")
+                    run = work.compare(model, size, steps, merge, options.rounds, _report.say)
+                    _report.say("")
                     print(table(run))
                     run["targets"] = targets(run, device.type == "cpu")
-                    report.print_targets(run["targets"])
-                    told["runs"].append(run)
-                    report.write(told, options.json)  # after every run: long ones may be interrupted
+                    _report.print_targets(run["targets"])
+                    report["runs"].append(run)
+                    _report.write(report, options.json)  # after every run: long ones may be interrupted
     print(f"\nAll numbers: {options.json.resolve()}")
     return 0
 
 
 if __name__ == "__main__":
-    report.run(main)
+    _report.run(main)
