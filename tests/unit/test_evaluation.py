@@ -233,7 +233,7 @@ class Analysis:
         if blue == 255:
             return []
         angle = np.deg2rad(red)
-        return [SimpleNamespace(bbox=np.array([0., 0, 63, 63]), det_score=.3, normed_embedding=np.array([0, 0, 1.], np.float32)),
+        return [SimpleNamespace(bbox=np.array([-200., -200, 999, 999]), det_score=.3, normed_embedding=np.array([0, 0, 1.], np.float32)),
                 SimpleNamespace(bbox=np.array([-5., 8, 40, 900]), det_score=.9,
                                 normed_embedding=np.array([np.cos(angle), np.sin(angle), 0], np.float32))]
 
