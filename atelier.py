@@ -207,7 +207,7 @@ def run_bench(arguments: list, display: Display) -> int:
 
 
 def run_train_demo(arguments: list, display: Display) -> int:
-    return environment(display).run_module("demo.train", *arguments)
+    return environment(display).run_module("demo.making.train", *arguments)
 
 
 def run_evaluate(arguments: list, display: Display) -> int:

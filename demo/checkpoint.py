@@ -1,4 +1,4 @@
-"""The one file that holds the microworld's weights, in half precision."""
+"""The one file that holds the microworld's weights: half precision, the large ones a byte each."""
 
 from __future__ import annotations
 
@@ -11,27 +11,47 @@ from safetensors.torch import save_file
 
 from .codec import Codec
 from .judges import Judges
+from .linear_codec import LinearCodec
 from .text import TextEncoder
 
 PATH = Path(__file__).with_name("microworld.safetensors")
+SCALE = 2.25           # of the latents, in files that do not say
+STEP = ".step"         # ends the name of what one unit of a byte stands for, in each row
 
 
 @dataclass(frozen=True)
 class Microworld:
     unet: dict[str, torch.Tensor]      # weights for host.demo_model.model
     text: TextEncoder
-    codec: Codec
+    codec: Codec | LinearCodec
     judges: Judges
     spread: torch.Tensor               # [D] spread of judges.style_features over the world's renders
-    metadata: dict[str, str]           # recipe, minutes, seeds, metrics
+    scale: float                       # of the latents the UNet was trained on; the codec's own have spread 1
+    metadata: dict[str, str]           # recipe, seeds, metrics
+
+
+def to_bytes(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [N, ...] -> int8 of the same shape and the step [N] by which each row is to be multiplied."""
+    step = (weights.flatten(1).abs().amax(1) / 127).clamp(min=1e-7)      # the least that half precision can hold
+    step = step.half().float()
+    return (weights / step.view(-1, *[1] * (weights.ndim - 1))).round().clamp(-127, 127).to(torch.int8), step.half()
+
+
+def from_bytes(values: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    return values.float() * step.float().view(-1, *[1] * (values.ndim - 1))
 
 
 def save(path: Path, unet: dict, text: dict, codec: dict, judges: dict, spread: torch.Tensor, metadata: dict[str, str]) -> None:
-    """Write the weights of the parts (state dicts) as float16."""
-    tensors = {"style_spread": spread}
+    """Write the weights of the parts (state dicts): kernels and matrices of the UNet and the codec as bytes, the rest as float16."""
+    tensors = {"style_spread": spread.half()}
     for prefix, weights in (("unet", unet), ("text", text), ("codec", codec), ("judges", judges)):
-        tensors |= {f"{prefix}.{name}": value for name, value in weights.items()}
-    save_file({name: value.half().contiguous().cpu() for name, value in tensors.items()}, path, metadata=metadata)
+        for name, value in weights.items():
+            value, name = value.detach().float().cpu(), f"{prefix}.{name}"
+            if prefix in ("unet", "codec") and value.ndim > 1 and value.numel() >= 4096:
+                tensors[name], tensors[name + STEP] = to_bytes(value)
+            else:
+                tensors[name] = value.half()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
 
 
 def load(path: Path = PATH) -> Microworld:
@@ -41,14 +61,17 @@ def load(path: Path = PATH) -> Microworld:
                                 "or train it with 'python3 atelier.py train-demo'.")
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        stored = {name: file.get_tensor(name) for name in file.keys()}
+    tensors = {name: from_bytes(value, stored[name + STEP]) if name + STEP in stored else value.float()
+               for name, value in stored.items() if not name.endswith(STEP)}
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     modules = []
     try:
-        for module, prefix in ((TextEncoder(), "text."), (Codec(), "codec."), (Judges(), "judges.")):
+        codec = LinearCodec() if "codec.project.weight" in tensors else Codec()
+        for module, prefix in ((TextEncoder(), "text."), (codec, "codec."), (Judges(), "judges.")):
             module.load_state_dict(part(prefix))
             modules.append(module.eval().requires_grad_(False))
     except RuntimeError as error:
         raise ValueError(f"The demo model {path} belongs to another version of the pack. Install the pack again, or train the model "
                          "with 'python3 atelier.py train-demo'.") from error
-    return Microworld(part("unet."), *modules, tensors["style_spread"], metadata)
+    return Microworld(part("unet."), *modules, tensors["style_spread"], float(metadata.get("scale", SCALE)), metadata)

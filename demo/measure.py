@@ -7,6 +7,7 @@ photographs become.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.sample
 import comfy_extras.nodes_model_advanced
@@ -33,22 +34,23 @@ class Pairs:
     style: torch.Tensor
 
 
-def held_out_pairs(count: int = 24, seed: int = HELD_OUT_SEED, styles: tuple[str, ...] = TRAINED[1:]) -> Pairs:
-    """Portraits nobody trained on; ``styles`` take turns."""
+def held_out_pairs(count: int = 24, seed: int = HELD_OUT_SEED, styles: tuple[str, ...] = TRAINED[1:], **look) -> Pairs:
+    """Portraits nobody trained on; ``styles`` take turns. ``look``: zoom and painters of ``styles.render``."""
     generator = torch.Generator().manual_seed(seed)
     who, other = sample_identities(count, generator), sample_identities(count, generator)
     style = torch.tensor([NAMES.index(styles[k % len(styles)]) for k in range(count)])
     variant = torch.randint(4, (count,), generator=generator)
     photo = torch.full_like(style, NAMES.index("photo"))
-    return Pairs(render(who, photo, variant, generator), render(other, style, variant, generator), render(who, style, variant, generator), who, style)
+    drawn = [render(people, chosen, variant, generator, **look) for people, chosen in ((who, photo), (other, style), (who, style))]
+    return Pairs(*drawn, who, style)
 
 
 class Studio:
     """The demo graph around our nodes, on batches of pictures."""
 
-    def __init__(self):
-        self.world = checkpoint.load()
-        base = demo_model.model(self.world.unet, self.world.codec.expand.weight.mean((2, 3)).tolist(), self.world.codec.expand.bias.tolist())
+    def __init__(self, path: Path = checkpoint.PATH):
+        self.world = checkpoint.load(path)
+        base = demo_model.model(self.world.unet, self.world.scale, *self.world.codec.preview())
         self.model = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(base, "lcm", False)[0]
         self.vae = demo_model.vae(self.world.codec)
 
@@ -68,7 +70,7 @@ class Studio:
 
     def draw(self, prompt: str, count: int, steps: int = 4, cfg: float = 2., seed: int = 0) -> torch.Tensor:
         """Text to pictures."""
-        return self.decode(self.sample(self.model, torch.zeros(count, 16, 16, 16), prompt, steps, cfg, 1., seed))
+        return self.decode(self.sample(self.model, torch.zeros(count, self.world.codec.channels, 16, 16), prompt, steps, cfg, 1., seed))
 
     def stylize(self, contents, references, *, style_enhancement=1.2, share=.5, strength=1., timestep=99, merge=.5, steps=4, cfg=2., seed=0) -> torch.Tensor:
         """The demo workflow for each pair. share 1 replaces K and V by the reference's alone; strength 0 is no attention control."""

@@ -77,7 +77,7 @@ class FaceStudio(Studio):
     def draw_styles(self, model, styles: tuple[str, ...], seed: int, cfg: float = 1.) -> torch.Tensor:
         """One picture per style, "portrait, STYLE", four LCM steps. Decoupled guidance ignores cfg."""
         prompt = torch.cat([self.world.text.encode(f"portrait, {style}") for style in styles])
-        latents = torch.zeros(len(styles), 16, 16, 16)
+        latents = torch.zeros(len(styles), self.world.codec.channels, 16, 16)
         noise = comfy.sample.prepare_noise(latents, seed)
         return self.decode(comfy.sample.sample(model, noise, 4, cfg, "lcm", "simple", [[prompt, {}]], self.prompt(""), latents, seed=seed, disable_pbar=True))
 

@@ -64,6 +64,8 @@ class Layers:
     line: torch.Tensor     # [B, 1, S, S] distance to the nearest visible contour, in pixels of a 256-pixel picture
     figure: torch.Tensor   # [B, 1, S, S] 1 where the person is
     light: torch.Tensor    # [B, 1, 1, 1] direction of the light, -1 left to 1 right
+    relief: torch.Tensor   # [B, 1, S, S] height of the rounded shapes, in half widths of a picture
+    hair: torch.Tensor     # [B, 1, S, S] direction of hair in radians, plus 10 where there is any
 
 
 def _ellipse(u, v, cx, cy, a, b):
@@ -79,15 +81,20 @@ def _segment(u, v, ax, ay, bx, by):
 class _Canvas:
     """Paints signed-distance shapes over each other and remembers the contours that stay visible."""
 
-    def __init__(self, count: int, size: int, device):
-        self.pixel = 2 * ZOOM / size
+    def __init__(self, count: int, size: int, device, zoom: float):
+        self.zoom, self.pixel = zoom, 2 * zoom / size
         self.color = torch.zeros(count, 3, size, size, device=device)
         self.shade = torch.zeros(count, size, size, device=device)
         self.line = torch.full((count, size, size), 99., device=device)
         self.figure = torch.zeros(count, size, size, device=device)
+        self.relief = torch.zeros(count, size, size, device=device)
+        self.hair = torch.zeros(count, size, size, device=device)
 
-    def put(self, distance, color, shade=None, on=None, contour=0., person=True):
-        """Paint where distance < 0. ``contour``: pixels by which the outline is thinner; None draws no outline."""
+    def put(self, distance, color, shade=None, on=None, contour=0., person=True, round=.06, hair=None):
+        """Paint where distance < 0. ``contour``: pixels by which the outline is thinner; None draws no outline.
+
+        ``round``: how far from its border a shape curves, 0 for paint on what is below; ``hair``: the direction of its hair.
+        """
         cover = (.5 - distance / self.pixel).clamp(0, 1)
         present = None if on is None else on.bool()
         if on is not None:
@@ -96,17 +103,21 @@ class _Canvas:
         self.shade += ((0. if shade is None else shade) - self.shade) * cover
         if person:
             self.figure = torch.maximum(self.figure, cover)
+        if round:
+            rise = round * (1 - (1 + distance.clamp(-round, 0) / round) ** 2 + 1e-6).sqrt() if person else 0 * distance
+            self.relief += (rise - self.relief) * cover
+        self.hair += ((0. if hair is None else hair + 10) - self.hair) * (cover > .5)
         inside = distance < 0
         if contour is None:
             fresh = torch.where(inside, 99., self.line)
         else:
-            near = distance.abs() * (128 / ZOOM) + contour
+            near = distance.abs() * (128 / self.zoom) + contour
             fresh = torch.where(inside, near, torch.minimum(self.line, near))
         self.line = fresh if present is None else torch.where(present, fresh, self.line)
 
 
-def draw(who: dict[str, torch.Tensor], size: int = 256) -> Layers:
-    """Draw identities ([B] tensors, see ``sample_identities``) as Layers of size x size pixels."""
+def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float = ZOOM) -> Layers:
+    """Draw identities ([B] tensors, see ``sample_identities``) as Layers of size x size pixels, ``zoom`` half a picture wide."""
     count, device = len(who["width"]), who["width"].device
     p = {name: value.view(count, 1, 1) for name, value in who.items() if value.ndim == 1}
     palette = lambda name: torch.tensor(list(CHOICES[name].values()), device=device)[who[name]].view(count, 3, 1, 1)
@@ -119,12 +130,12 @@ def draw(who: dict[str, torch.Tensor], size: int = 256) -> Layers:
 
     axis = (torch.arange(size, device=device) + .5) / size * 2 - 1
     Y, X = torch.meshgrid(axis, axis, indexing="ij")
-    X, Y = (X * ZOOM).expand(count, size, size), (Y * ZOOM - .03).expand(count, size, size)
+    X, Y = (X * zoom).expand(count, size, size), (Y * zoom - .03).expand(count, size, size)
     cos, sin = torch.cos(p["tilt"]), torch.sin(p["tilt"])
     x, y = X - p["x"], Y - p["y"]
     u, v = cos * x + sin * y, cos * y - sin * x                      # the head's own axes
     a, b, light = p["width"], p["height"], p["light"]
-    canvas = _Canvas(count, size, device)
+    canvas = _Canvas(count, size, device, zoom)
     put, one, dark = canvas.put, torch.ones_like(a), torch.full((1, 3, 1, 1), .09, device=device)
 
     # background
@@ -138,10 +149,13 @@ def draw(who: dict[str, torch.Tensor], size: int = 256) -> Layers:
     fall = torch.maximum(u.abs() - a * 1.2, torch.maximum(-v - .12, v - p["hair_length"]))
     mane = torch.where(cut("long") > 0, torch.minimum(_ellipse(u, v, 0, -.10, a * 1.2, b * 1.12), fall - .04),
                        _ellipse(u, v, 0, -.10, a * 1.34, b * 1.16) + curl)
-    put(mane, hair, shade=-.45 + light * u * .4, on=round_hair)
-    put(_ellipse(u, v, 0, -b - .12, .19 * one, .17 * one), hair, shade=light * u * 1.5, on=cut("bun") * (1 - (p["hat"] > 0).float()))
-    put(_ellipse(X - p["x"] * .6, Y, 0, 1.16, .80 * one, .44 * one), shirt, shade=light * X * .7 - .15)
-    put(torch.maximum((u.abs() - a * .40), torch.maximum(.2 - v, v - .84 + u * u * 2)), skin, shade=-.5 + .3 * light * u)
+    flow = torch.atan2(v + .9, u)                                       # hair falls from the crown
+    put(mane, hair, shade=-.45 + light * u * .4, on=round_hair, round=.3, hair=flow)
+    put(_ellipse(u, v, 0, -b - .12, .19 * one, .17 * one), hair, shade=light * u * 1.5, on=cut("bun") * (1 - (p["hat"] > 0).float()),
+        round=.17, hair=v * 0)
+    put(_ellipse(X - p["x"] * .6, Y, 0, 1.16, .80 * one, .44 * one), shirt, shade=light * X * .7 - .15, round=.3)
+    put(torch.maximum((u.abs() - a * .40), torch.maximum(.2 - v, v - .84 + u * u * 2)), skin, shade=-.5 + .3 * light * u,
+        round=.15)
     for side in (-1, 1):
         put(_ellipse(u, v, side * a, .02, .075 * one, .12 * one), skin, shade=light * side * .5 + 0 * u)
         put(_ellipse(u, v, side * (a + .02), .17, .032 * one, .032 * one), torch.tensor([.98, .82, .3], device=device).view(1, 3, 1, 1), on=p["earrings"], contour=1.)
@@ -150,26 +164,34 @@ def draw(who: dict[str, torch.Tensor], size: int = 256) -> Layers:
     jaw = a * (1 + p["jaw"] * v.clamp(-.6, .6))
     face = (torch.sqrt((u / jaw) ** 2 + (v / b) ** 2 + 1e-8) - 1) * torch.minimum(a, b)
     bulge = light * u / jaw * .7 - v * .25 - ((u / jaw) ** 2 + (v / b) ** 2) * .45 + .28
-    put(face, skin, shade=bulge)
+    put(face, skin, shade=bulge, round=.42)
+    mound = lambda cx, cy, size: torch.exp(-((u - cx) ** 2 + (v - cy) ** 2) / size ** 2) * (face < 0)
+    nose_tip = p["eye_y"] + .04 + p["nose"]
+    canvas.relief += .05 * torch.exp(-(_segment(u, v, 0 * a, nose_tip - p["nose"] * .8, 0 * a, nose_tip) / .05) ** 2)
+    canvas.relief += .03 * mound(0, nose_tip - .01, .06) + .03 * mound(0, p["mouth_y"], .14) - .02 * mound(0, p["mouth_y"] + .12, .1)
     for side in (-1, 1):
-        put(_ellipse(u, v, side * a * .58, .16, .085 * one, .06 * one), (skin * .82 + torch.tensor([.17, .03, .05], device=device).view(1, 3, 1, 1)), shade=bulge, on=p["blush"], contour=None)
+        canvas.relief += .03 * mound(side * a * .55, .14, .14) - .045 * mound(side * p["eye_gap"], p["eye_y"], .12)
+    for side in (-1, 1):
+        put(_ellipse(u, v, side * a * .58, .16, .085 * one, .06 * one), (skin * .82 + torch.tensor([.17, .03, .05], device=device).view(1, 3, 1, 1)), shade=bulge, on=p["blush"], contour=None,
+            round=0)
     below = torch.maximum(face, .20 - v + .3 * u.abs())
     mouth_hole = .05 - _ellipse(u, v, 0, p["mouth_y"], p["mouth_width"], .07 * one)
-    put(torch.maximum(below, mouth_hole), hair * .9, shade=bulge * .6, on=p["beard"], contour=2.)
+    put(torch.maximum(below, mouth_hole), hair * .9, shade=bulge * .6, on=p["beard"], contour=2., round=.3, hair=torch.atan2(v + .3, u))
 
     # hair on the forehead
     cap = (torch.sqrt((u / (a * 1.13)) ** 2 + ((v + .06) / (b * 1.1)) ** 2 + 1e-8) - 1) * torch.minimum(a, b)
     spikes = (torch.abs(torch.remainder(torch.atan2(v + .1, u) * 4.5, 1) - .5) - .25) * .28 * cut("spiky") * (v < -.1)
     hairline = v + .33 + p["fringe"] * u - .4 * u * u
     wave = torch.sin(u * 30) * .02 * cut("curly")
-    put(torch.maximum(cap - .02 * cut("spiky") + spikes + wave, hairline + wave), hair, shade=.15 + light * u * .7 - (v + .5) * .5, on=1 - cut("bald"))
+    put(torch.maximum(cap - .02 * cut("spiky") + spikes + wave, hairline + wave), hair, shade=.15 + light * u * .7 - (v + .5) * .5,
+        on=1 - cut("bald"), round=.3, hair=flow)
 
     # hats
     dome = torch.maximum(_ellipse(u, v, 0, -.24 * one, a * 1.2, b * .92), v + .30)
-    put(dome, shirt * .9 + .05, shade=light * u * .8, on=hat("beanie"))
+    put(dome, shirt * .9 + .05, shade=light * u * .8, on=hat("beanie"), round=.3)
     put(torch.maximum(torch.maximum((v + .34).abs() - .075, u.abs() - a * 1.2), -2 - u), shirt * .75 + .2, shade=light * u * .8, on=hat("beanie"))
     put(_ellipse(u, v, 0, -b - .24, .09 * one, .09 * one), shirt * .6 + .38, shade=light * u, on=hat("beanie"))
-    put(torch.maximum(_ellipse(u, v, 0, -.36 * one, a * 1.02, b * .86), v + .36), hair * .3 + .12, shade=light * u * .8, on=hat("bowler"))
+    put(torch.maximum(_ellipse(u, v, 0, -.36 * one, a * 1.02, b * .86), v + .36), hair * .3 + .12, shade=light * u * .8, on=hat("bowler"), round=.3)
     put(torch.maximum(torch.maximum(-.54 - v, v + .38), u.abs() - a * 1.0), shirt, shade=light * u * .8, on=hat("bowler"), contour=1.)
     put(_ellipse(u, v, 0, -.37 * one, a * 1.5, .062 * one), hair * .3 + .12, shade=light * u * .5 + .1, on=hat("bowler"))
 
@@ -178,25 +200,27 @@ def draw(who: dict[str, torch.Tensor], size: int = 256) -> Layers:
         cx, cy, r = side * p["eye_gap"], p["eye_y"], p["eye_size"]
         gaze = cx + p["gaze"] * r
         put(_ellipse(u, v, cx, cy, r * 1.25, r), torch.full_like(dark, .97), contour=.5)
-        put(_ellipse(u, v, gaze, cy, r * .68, r * .72), iris, contour=2.)
-        put(_ellipse(u, v, gaze, cy, r * .36, r * .38), iris * .15, contour=None)
-        put(_ellipse(u, v, gaze + .025, cy - .025, r * .2, r * .2), torch.ones_like(dark), contour=None)
+        put(_ellipse(u, v, gaze, cy, r * .68, r * .72), iris, contour=2., round=0)
+        put(_ellipse(u, v, gaze, cy, r * .36, r * .38), iris * .15, contour=None, round=0)
+        put(_ellipse(u, v, gaze + .025, cy - .025, r * .2, r * .2), torch.ones_like(dark), contour=None, round=0)
         bow = cy - p["brow_y"] + side * p["brow_tilt"] * ((u - cx) / .1)
-        put(torch.maximum((v - bow + (u - cx) ** 2 * 1.5).abs() - .022, (u - cx).abs() - .10), hair * .5, contour=2.5)
-        put(_ellipse(u, v, cx, cy + .01, r * 1.75, r * 1.6).abs() - .014, dark, on=p["glasses"], contour=None)
+        put(torch.maximum((v - bow + (u - cx) ** 2 * 1.5).abs() - .022, (u - cx).abs() - .10), hair * .5, contour=2.5, round=.02, hair=0 * u)
+        put(_ellipse(u, v, cx, cy + .01, r * 1.75, r * 1.6).abs() - .014, dark, on=p["glasses"], contour=None, round=.02)
     bridge = p["eye_gap"] - p["eye_size"] * 1.7
     put(_segment(u, v, -bridge, p["eye_y"], bridge, p["eye_y"]) - .013, dark, on=p["glasses"], contour=None)
     tip, turn = p["eye_y"] + .04 + p["nose"], .045 * torch.sign(light)
-    put(_segment(u, v, 0 * turn, tip - p["nose"] * .7, turn, tip) - .013, skin * .70, contour=2.5)
-    put(_segment(u, v, turn, tip, -turn, tip + .012) - .012, skin * .66, contour=2.5)
+    put(_segment(u, v, 0 * turn, tip - p["nose"] * .7, turn, tip) - .013, skin * .70, contour=2.5, round=0)
+    put(_segment(u, v, turn, tip, -turn, tip + .012) - .012, skin * .66, contour=2.5, round=0)
     lip = (skin * torch.tensor([.82, .42, .42], device=device).view(1, 3, 1, 1) + torch.tensor([.16, .02, .04], device=device).view(1, 3, 1, 1)).clamp(0, 1)
     smile = v - p["mouth_y"] + p["mouth_curve"] / p["mouth_width"] ** 2 * (u * u - p["mouth_width"] ** 2 * .4)
-    put(torch.maximum(smile.abs() - .024, u.abs() - p["mouth_width"]), lip, on=1 - p["open_mouth"], contour=1.5)
-    put(_ellipse(u, v, 0, p["mouth_y"], p["mouth_width"] * .75, .078 * one), lip * .4, on=p["open_mouth"], contour=0.)
-    put(_ellipse(u, v, 0, p["mouth_y"] + .045, p["mouth_width"] * .4, .03 * one), torch.tensor([.9, .45, .45], device=device).view(1, 3, 1, 1), on=p["open_mouth"], contour=None)
+    put(torch.maximum(smile.abs() - .024, u.abs() - p["mouth_width"]), lip, on=1 - p["open_mouth"], contour=1.5, round=0)
+    put(_ellipse(u, v, 0, p["mouth_y"], p["mouth_width"] * .75, .078 * one), lip * .4, on=p["open_mouth"], contour=0., round=0)
+    put(_ellipse(u, v, 0, p["mouth_y"] + .045, p["mouth_width"] * .4, .03 * one), torch.tensor([.9, .45, .45], device=device).view(1, 3, 1, 1), on=p["open_mouth"], contour=None,
+        round=0)
     whisker = torch.maximum((v - p["mouth_y"] + .065 - u * u * 1.2).abs() - .03 + u.abs() * .1, u.abs() - .17)
-    put(whisker, hair * .8, on=p["moustache"], contour=2.)
-    return Layers(canvas.color, canvas.shade[:, None], canvas.line[:, None], canvas.figure[:, None], light[..., None])
+    put(whisker, hair * .8, on=p["moustache"], contour=2., round=.03, hair=0 * u)
+    return Layers(canvas.color, canvas.shade[:, None], canvas.line[:, None], canvas.figure[:, None], light[..., None],
+                  canvas.relief[:, None], canvas.hair[:, None])
 
 
 def caption_words(who: dict[str, torch.Tensor], index: int) -> list[str]:

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .portraits import Layers, draw
+from .portraits import ZOOM, Layers, draw
 
 VARIANTS = 4   # palettes of each style
 
@@ -49,7 +49,7 @@ def _warp(layers, amount, generator):
     where = torch.stack([X + amount * _noise(layers, 9, generator)[:, 0], Y + amount * _noise(layers, 9, generator)[:, 0]], -1)
     stack = torch.cat([layers.color, layers.shade, layers.line.clamp(max=30), layers.figure], 1)
     color, shade, line, figure = F.grid_sample(stack, where, padding_mode="border", align_corners=False).split((3, 1, 1, 1), 1)
-    return Layers(color, shade, line, figure, layers.light)
+    return Layers(color, shade, line, figure, layers.light, layers.relief, layers.hair)
 
 
 def _stroke(layers, width):
@@ -201,17 +201,18 @@ HELD_OUT = ("blueprint", "glass")     # the diffusion model never saw these
 TRAINED = tuple(name for name in NAMES if name not in HELD_OUT)
 
 
-def paint(layers: Layers, style: torch.Tensor, variant: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def paint(layers: Layers, style: torch.Tensor, variant: torch.Tensor, generator: torch.Generator, painters=STYLES) -> torch.Tensor:
     """Layers of B portraits, style and palette index [B] -> pictures [B, 3, S, S] from 0 to 1."""
     out = torch.empty_like(layers.color)
-    for number, function in enumerate(STYLES):
+    for number, function in enumerate(painters):
         rows = (style == number).nonzero()[:, 0]
         if len(rows):
-            chosen = Layers(*(getattr(layers, field)[rows] for field in ("color", "shade", "line", "figure", "light")))
+            chosen = Layers(*(getattr(layers, field)[rows] for field in Layers.__dataclass_fields__))
             out[rows] = function(chosen, variant[rows], generator).clamp(0, 1)
     return out
 
 
-def render(who: dict[str, torch.Tensor], style: torch.Tensor, variant: torch.Tensor, generator: torch.Generator, size: int = 256) -> torch.Tensor:
+def render(who: dict[str, torch.Tensor], style: torch.Tensor, variant: torch.Tensor, generator: torch.Generator, size: int = 256,
+           zoom: float = ZOOM, painters=STYLES) -> torch.Tensor:
     """Identities, style and palette index [B] -> pictures [B, 3, size, size] from 0 to 1."""
-    return paint(draw(who, size), style, variant, generator)
+    return paint(draw(who, size, zoom), style, variant, generator, painters)

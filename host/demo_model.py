@@ -12,16 +12,16 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-LATENT_CHANNELS, DOWN, CONTEXT = 16, 16, 64
-# 16 x 16 cells average noise away far less than SD's 64 x 64 do; louder latents make up for it, so that denoise 0.5 keeps the person.
-SCALE = 2.25
+LATENT_CHANNELS, DOWN, CONTEXT, WIDTH = 16, 16, 64, 48
 
-# SD1.5's block numbers, so that every layer list means the same here: 16 self-attentions, 8..15 in the decoder after the first.
-UNET = dict(image_size=32, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, model_channels=48, channel_mult=[1, 1, 2, 1],
-            num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
-            transformer_depth_output=[1] * 9 + [0] * 3, use_spatial_transformer=True, context_dim=CONTEXT,
-            use_linear_in_transformer=False, adm_in_channels=None, legacy=False, dtype=torch.float32,
-            use_temporal_attention=False, use_temporal_resblock=False)
+
+def unet_config(channels: int = LATENT_CHANNELS, width: int = WIDTH) -> dict:
+    """SD1.5's block numbers, so that every layer list means the same here: 16 self-attentions, 8..15 in the decoder after the first."""
+    return dict(image_size=32, in_channels=channels, out_channels=channels, model_channels=width, channel_mult=[1, 1, 2, 1],
+                num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
+                transformer_depth_output=[1] * 9 + [0] * 3, use_spatial_transformer=True, context_dim=CONTEXT,
+                use_linear_in_transformer=False, adm_in_channels=None, legacy=False, dtype=torch.float32,
+                use_temporal_attention=False, use_temporal_resblock=False)
 
 
 class Operations(comfy.ops.manual_cast):
@@ -54,13 +54,14 @@ class EpsilonUNet(UNetModel):
 
 
 class Latents(comfy.latent_formats.LatentFormat):
-    latent_channels = LATENT_CHANNELS
     spacial_downscale_ratio = DOWN
-    scale_factor = SCALE
+
+
+HEADS = {"num_heads": 2, "num_head_channels": -1}
 
 
 class DemoConfig(comfy.supported_models_base.BASE):
-    unet_extra_config = {"num_heads": 2, "num_head_channels": -1}
+    unet_extra_config = HEADS
     latent_format = Latents
     custom_operations = Operations
     memory_usage_factor = .2
@@ -72,15 +73,22 @@ class DemoConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.BaseModel(self, comfy.model_base.ModelType.EPS, device, EpsilonUNet)
 
 
-def network(device=None) -> EpsilonUNet:
-    """The bare UNet, untrained."""
-    return EpsilonUNet(**UNET, **DemoConfig.unet_extra_config, device=device, operations=Operations)
+def network(channels: int = LATENT_CHANNELS, width: int = WIDTH, device=None) -> EpsilonUNet:
+    """The bare UNet, untrained, for latents of so many channels."""
+    return EpsilonUNet(**unet_config(channels, width), **HEADS, device=device, operations=Operations)
 
 
-def model(weights: dict[str, torch.Tensor], rgb: list[list[float]], rgb_bias: list[float]) -> comfy.model_patcher.ModelPatcher:
-    """UNet weights -> MODEL. ``rgb`` [16][3] and ``rgb_bias`` [3] turn the codec's latents into the sampler's previews."""
-    config = DemoConfig(UNET)
-    config.latent_format.latent_rgb_factors = [[value / SCALE for value in row] for row in rgb]
+def model(weights: dict[str, torch.Tensor], scale: float, rgb: list[list[float]], rgb_bias: list[float]) -> comfy.model_patcher.ModelPatcher:
+    """UNet weights -> MODEL.
+
+    ``scale`` is the spread of the latents it was trained on, those of the codec having 1: the louder they are, the more
+    of a picture survives a given denoise. ``rgb`` [channels][3] and ``rgb_bias`` [3] turn the codec's latents into the
+    sampler's previews.
+    """
+    width, channels = weights["input_blocks.0.0.weight"].shape[:2]
+    config = DemoConfig(unet_config(channels, width))
+    config.latent_format.latent_channels, config.latent_format.scale_factor = channels, scale
+    config.latent_format.latent_rgb_factors = [[value / scale for value in row] for row in rgb]
     config.latent_format.latent_rgb_factors_bias = rgb_bias
     base = config.get_model({})
     base.diffusion_model.load_state_dict({name: value.float() for name, value in weights.items()})
@@ -88,11 +96,11 @@ def model(weights: dict[str, torch.Tensor], rgb: list[list[float]], rgb_bias: li
 
 
 def vae(codec: torch.nn.Module) -> comfy.sd.VAE:
-    """A codec with encode and decode, pictures from -1 to 1 -> VAE."""
+    """A codec with encode, decode and ``channels``, pictures from -1 to 1 -> VAE."""
     wrapped = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.)}, dtype=torch.float32)   # every field the host wants, then ours
     wrapped.first_stage_model = codec.eval()
     wrapped.patcher = comfy.model_patcher.ModelPatcher(wrapped.first_stage_model, wrapped.device, comfy.model_management.vae_offload_device())
-    wrapped.latent_channels, wrapped.downscale_ratio, wrapped.upscale_ratio = LATENT_CHANNELS, DOWN, DOWN
+    wrapped.latent_channels, wrapped.downscale_ratio, wrapped.upscale_ratio = codec.channels, DOWN, DOWN
     wrapped.memory_used_encode = lambda shape, dtype: 400 * shape[2] * shape[3]
     wrapped.memory_used_decode = lambda shape, dtype: 400 * shape[2] * shape[3] * DOWN ** 2
     wrapped.size = None

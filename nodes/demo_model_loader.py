@@ -26,6 +26,5 @@ class DemoModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         world = checkpoint.load()
-        # what each latent channel looks like: the mean of its linear patch
-        rgb, bias = world.codec.expand.weight.mean((2, 3)).tolist(), world.codec.expand.bias.tolist()
-        return io.NodeOutput(demo_model.model(world.unet, rgb, bias), demo_model.clip(world.text, text.tokenize, text.LENGTH), demo_model.vae(world.codec))
+        model = demo_model.model(world.unet, world.scale, *world.codec.preview())
+        return io.NodeOutput(model, demo_model.clip(world.text, text.tokenize, text.LENGTH), demo_model.vae(world.codec))

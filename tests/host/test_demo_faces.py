@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from portrait_atelier.demo import checkpoint, faces, train, train_faces
+from portrait_atelier.demo import checkpoint, faces
+from portrait_atelier.demo.codec import CHANNELS
 from portrait_atelier.demo.judges import GEOMETRY
+from portrait_atelier.demo.making import denoiser, judges, pictures
+from portrait_atelier.demo.making import faces as making
 from portrait_atelier.demo.portraits import draw, sample_identities
 from portrait_atelier.demo.styles import NAMES, TRAINED, paint, render
 from portrait_atelier.host import demo_model
@@ -108,7 +111,7 @@ def test_places_are_the_renderers():
 def test_no_face_in_a_plain_picture(rendered):
     """Flat grounds, and a portrait cut into shuffled tiles. (A portrait with its rows shuffled still passes for a face.)"""
     analysis = faces.Analysis(faces.load_recognisers().own)
-    tiles = train.spoil(rendered[1][:1])[0]
+    tiles = judges.spoil(rendered[1][:1])[0]
     for picture in (torch.full((3, 256, 256), .5), torch.ones(3, 256, 256), tiles):
         assert analysis.get(np.ascontiguousarray((picture.movedim(0, -1) * 255).byte().numpy()[..., ::-1])) == []
 
@@ -122,7 +125,7 @@ def test_the_nodes_take_them(monkeypatch):
     identity, crop, found = FaceIdentityEncode.execute(analysis, photos).result
     assert found == 2 and crop.shape == (2, 224, 224, 3) and identity.embedding.shape == (1, faces.WIDTH)
     world = checkpoint.load()
-    model = demo_model.model(world.unet, [[0.] * 3] * 16, [0.] * 3)
+    model = demo_model.model(world.unet, world.scale, *world.codec.preview())
     [patched_model] = FaceAdapterApply.execute(model, adapter, identity).result
     assert len(patched_model.model_options["transformer_options"]["patches_replace"]["attn2"]) == 16
 
@@ -150,7 +153,7 @@ def test_recognisers_of_another_version(tmp_path):
 def random_world():
     torch.manual_seed(3)
     net = demo_model.network()
-    train.start_network(net)
+    denoiser.start_network(net)
     for module in net.modules():
         if type(module).__name__ in ("SpatialTransformer", "ResBlock"):
             for parameter in module.parameters():
@@ -163,9 +166,9 @@ def random_world():
 def test_what_is_trained_is_what_the_nodes_apply(tmp_path):
     """The adapter as it learns, and its file behind Face Adapter Apply at weight 1: the same picture, of a person and of nobody."""
     weights = random_world()
-    build = lambda: demo_model.model(weights, [[0.] * 3] * 16, [0.] * 3)
+    build = lambda: demo_model.model(weights, 1., [[0.] * 3] * 16, [0.] * 3)
     learning, plain = build(), build()
-    adapter = train_faces.Decoupled(learning)
+    adapter = making.Decoupled(learning)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=.3) if parameter.ndim > 1 else None
     save_file(adapter.state_dict(), tmp_path / "a.safetensors")
@@ -183,40 +186,41 @@ def test_what_is_trained_is_what_the_nodes_apply(tmp_path):
 
 
 def test_photos_and_their_people():
-    """Rows of train.render_pictures: eight people at a time, one style after the other."""
+    """Rows of pictures.render: eight people at a time, one style after the other."""
     words = torch.zeros(80, 20, dtype=torch.long)
-    words[:, 1] = train_faces.INDEX["ink"]
-    words[[16 + 3, 40 + 32 + 7], 1] = train_faces.INDEX["photo"]
-    rows, photos = train_faces.photos_of_people(words)
+    words[:, 1] = making.INDEX["ink"]
+    words[[16 + 3, 40 + 32 + 7], 1] = making.INDEX["photo"]
+    rows, photos = making.photos_of_people(words)
     assert rows.tolist() == [[3, 11, 19, 27, 35], [47, 55, 63, 71, 79]] and photos.tolist() == [19, 79]
 
 
 def test_prompts_without_identity():
     torch.manual_seed(0)
     words = torch.arange(1, 21).expand(4000, 20)
-    kept = train_faces.without_identity(words)
+    kept = making.without_identity(words)
     share = lambda number: float((kept == number).any(1).float().mean())
     assert abs(share(2) - .81) < .03 and abs(share(5) - .09) < .03 and abs(float((kept == 0).all(1).float().mean()) - .1) < .03
 
 
-def test_training_runs_through_and_resumes(tmp_path, caplog):
+def test_training_runs_through_and_resumes(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "portrait_atelier")
-    train.render_pictures(tmp_path, 8, 5, "cpu")
-    torch.save(train.start_codec(tmp_path, "cpu"), tmp_path / "codec.pt")
-    train.encode_pictures(tmp_path, "cpu")
-    world = checkpoint.load()
-    torch.save({f"{part}.{name}": value for part, weights in (("net", world.unet), ("text", world.text.state_dict())) for name, value in weights.items()},
-               tmp_path / "unet.pt")
-    args = types.SimpleNamespace(folder=tmp_path, device="cpu", minutes=.02, identities=64, start=None, output=None)
+    monkeypatch.setattr(denoiser, "WIDTH", 32)
+    pictures.render(tmp_path, 8, "cpu")
+    words = torch.from_numpy(np.load(tmp_path / "words.npy"))
+    torch.save({"latents": torch.randn(len(words), CHANNELS, 16, 16), "words": words}, tmp_path / "latents.pt")
+    teacher = denoiser.new_model("cpu")
+    for parameter in teacher.parameters():      # some of which start at zero and would let nothing through
+        torch.nn.init.normal_(parameter, std=.05)
+    torch.save(teacher.state_dict(), tmp_path / "unet.pt")
+    args = types.SimpleNamespace(folder=tmp_path, device="cpu", share=1e-9, identities=64, output=None)
     with torch.inference_mode(False):
-        train_faces.run(args)
+        making.run(args)
     adapter, pair = faces.load_face_adapter(tmp_path / faces.ADAPTER_PATH.name), faces.load_recognisers(tmp_path / faces.PATH.name)
     assert any(value.abs().sum() > 0 for name, value in adapter.lora.items() if "up" in name) and isinstance(pair.judge, faces.Recogniser)
     (tmp_path / "adapter.pt").unlink()
-    args.minutes, args.start = 1e-9, tmp_path / faces.ADAPTER_PATH.name
     caplog.clear()
     with torch.inference_mode(False):
-        train_faces.run(args)
+        making.run(args)
     again = faces.load_face_adapter(tmp_path / faces.ADAPTER_PATH.name)
-    assert all(torch.equal(value, again.lora[name]) for name, value in adapter.lora.items())      # no time, no change
+    assert all(torch.equal(value, again.lora[name]) for name, value in adapter.lora.items())      # the same seed
     assert "making adapter.pt" in caplog.text and "making recogniser" not in caplog.text

@@ -15,23 +15,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from ..host import demo_model
-from ..host.attention_processors import KINDS, attention_paths, cross_attention_numbers
-from . import faces
-from .judges import geometry_of
-from .portraits import draw, sample_identities
-from .styles import NAMES, VARIANTS, paint
-from .text import INDEX, LENGTH, TextEncoder
-from .train import FAST, batch_of, channel_weights, clock, descend, follow, noised, set_rate, spoil, store
+from ...host import demo_model
+from ...host.attention_processors import KINDS, attention_paths, cross_attention_numbers
+from .. import faces
+from ..judges import geometry_of
+from ..photography import PAINTERS, ZOOM
+from ..portraits import draw, sample_identities
+from ..styles import NAMES, VARIANTS, paint
+from ..text import INDEX, LENGTH, TextEncoder
+from .denoiser import FAST, Examples, noised, predict, v_loss, v_target
+from .judges import spoil
+from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
+from .stage import Stage, descend, follow, run_stages, warm
 
 log = logging.getLogger("portrait_atelier")
 
-SHARES = {"recogniser": .2, "adapter": .6}         # of --minutes; there are two recognisers
+IMAGES = {"recogniser": 400_000, "adapter": 250_000}
 SEEDS = {"own": 21_000, "judge": 31_000}
-STYLES_EACH = 5                                    # pictures of a person, for the recognisers
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
 
@@ -40,14 +43,15 @@ TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 def render_people(role: str, people: int, device: str) -> dict:
     """uint8 pictures [N, 3, 64, 64] of all styles, STYLES_EACH of a person in a row, and who is in each."""
     generator = torch.Generator().manual_seed(SEEDS[role])
-    pictures, everybody, styles, batch = [], [], [], 8
-    for _ in range(0, people, batch):
-        who = sample_identities(batch, generator)
-        layers = draw({name: value.to(device) for name, value in who.items()}, 128)
-        chosen = torch.rand(batch, len(NAMES), generator=generator)
+    pictures, everybody, styles = [], [], []
+    for _ in range(0, people, PEOPLE):
+        who = sample_identities(PEOPLE, generator)
+        layers = draw({name: value.to(device) for name, value in who.items()}, 128, ZOOM)
+        chosen = torch.rand(PEOPLE, len(NAMES), generator=generator)
         chosen[:, 0] -= .35                                       # more photos: they are what an adapter is asked with
         chosen = chosen.argsort(1)[:, :STYLES_EACH]
-        drawn = [paint(layers, chosen[:, k].to(device), torch.randint(VARIANTS, (batch,), generator=generator), generator) for k in range(STYLES_EACH)]
+        variants = torch.randint(VARIANTS, (STYLES_EACH, PEOPLE), generator=generator).to(device)
+        drawn = [paint(layers, chosen[:, k].to(device), variants[k], generator, PAINTERS) for k in range(STYLES_EACH)]
         pictures.append((F.avg_pool2d(torch.stack(drawn, 1).flatten(0, 1), 2) * 255).round().byte().cpu())
         everybody.append({name: value.repeat_interleave(STYLES_EACH, 0) for name, value in who.items()})
         styles.append(chosen.flatten())
@@ -65,7 +69,7 @@ def shaken(pictures: torch.Tensor) -> torch.Tensor:
     return torch.where(share < .25, x, soft + (x - soft) * share).clamp(0, 1)
 
 
-def train_recogniser(folder: Path, role: str, minutes: float, device: str) -> dict:
+def train_recogniser(folder: Path, role: str, share: float, device: str) -> dict:
     """Traits, pose and presence of a face, from the pictures of `people-ROLE.pt`; returns weights and held-out scores."""
     pictures, who, style = torch.load(folder / f"people-{role}.pt", weights_only=True).values()
     torch.manual_seed(SEEDS[role])
@@ -73,14 +77,16 @@ def train_recogniser(folder: Path, role: str, minutes: float, device: str) -> di
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-2)
     traits, geometry = faces.traits_vector(who), geometry_of(who)
     test, size = len(pictures) // 12 // STYLES_EACH * STYLES_EACH, 64
-    for step, progress in enumerate(clock(minutes)):
-        set_rate(optimizer, 3e-3 * min(1, (step + 1) / 30) * (1 - .98 * progress))
+    stage = Stage(folder / f"recogniser-{role}.progress", int(IMAGES["recogniser"] * share / size), network=network, optimizer=optimizer)
+    for step, progress in stage:
         rows = torch.randint(test, len(pictures), (size,))
         x = shaken(pictures[rows].to(device).float() / 255)
         answer = network(torch.cat([x, spoil(x[:size // 4])]))
         face = torch.cat([torch.ones(size), torch.zeros(size // 4)]).to(device)
         loss = 4 * F.mse_loss(answer["traits"][:size], traits[rows].to(device)) + .5 * F.mse_loss(answer["geometry"][:size], geometry[rows].to(device))
-        descend(optimizer, loss + .5 * F.binary_cross_entropy_with_logits(answer["face"], face), network.parameters())
+        loss = loss + .5 * F.binary_cross_entropy_with_logits(answer["face"], face)
+        stage.tell(loss)
+        descend(optimizer, loss, 3e-3 * warm(step, 30) * (1 - .98 * progress))
     network.eval()
     with torch.no_grad():
         x = pictures[:test].to(device).float() / 255
@@ -158,9 +164,9 @@ def attention(q, k, v, heads: int) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def photos_of_people(words: torch.Tensor, styles_each: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ``train.render_pictures`` -> the rows [people, styles_each] of every person that has a photo, and the photo's row [people]."""
-    rows = torch.arange(len(words)).view(-1, styles_each, 8).transpose(1, 2).reshape(-1, styles_each)      # it draws eight people at a time
+def photos_of_people(words: torch.Tensor, styles_each: int = STYLES_EACH) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ``pictures.render`` -> the rows [people, styles_each] of every person that has a photo, and the photo's row [people]."""
+    rows = torch.arange(len(words)).view(-1, styles_each, PEOPLE).transpose(1, 2).reshape(-1, styles_each)      # it draws that many people at a time
     photo = words[rows, 1] == INDEX["photo"]
     has = photo.any(1)
     return rows[has], rows.gather(1, photo.int().argmax(1, keepdim=True))[has, 0]
@@ -178,71 +184,60 @@ def without_identity(words: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def photo_embeddings(folder: Path, recogniser: faces.Recogniser, rows: torch.Tensor, device: str) -> torch.Tensor:
+    """[N, WIDTH] of the pictures in these rows of ``latents.pt``."""
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+    rows = rows + held_out(len(pictures))
     seen = [recogniser.embed(F.interpolate(batch_of(pictures, part.tolist(), device) / 2 + .5, (64, 64), mode="area")).cpu() for part in rows.split(64)]
     return torch.cat(seen)
 
 
-def train_adapter(folder: Path, minutes: float, device: str, start: Path | None = None) -> dict:
+def train_adapter(folder: Path, share: float, device: str) -> dict:
     """v-prediction on the frozen teacher: the latent of a person in any style, from the embedding of that person's photo.
 
     The adapter learns on the teacher and is used on the student, as FaceID's adapters learned on models that were distilled later.
     Returns the tensors of a FaceID file. One embedding in ten is nobody's (zeros), as FastFace's null identity.
     """
-    latents, words = torch.load(folder / "latents.pt", weights_only=True).values()
-    teacher = torch.load(folder / "unet.pt", weights_only=True)
+    examples = Examples(folder, device)
+    teacher = torch.load(folder / "unet.pt", weights_only=True, map_location="cpu")
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in teacher.items() if name.startswith(prefix)}
-    model = demo_model.model(part("net."), [[0.] * 3] * demo_model.LATENT_CHANNELS, [0.] * 3)
+    model = demo_model.model(part("net."), 1., [], [0.] * 3)
     net, text = model.model.diffusion_model.to(device).requires_grad_(False), TextEncoder().to(device).requires_grad_(False)
     text.load_state_dict(part("text."))
-    rows, photos = photos_of_people(words)
+    rows, photos = photos_of_people(examples.words)
+    torch.manual_seed(16)
     recogniser = faces.Recogniser().to(device)
     recogniser.load_state_dict(torch.load(folder / "recogniser-own.pt", weights_only=True)["weights"])
     embeddings = photo_embeddings(folder, recogniser.eval(), photos, device)
     adapter = Decoupled(model).to(device).requires_grad_(True)
-    if start is not None:
-        adapter.load_state_dict({name: value.float() for name, value in load_file(start).items()})
     average = copy.deepcopy(adapter).requires_grad_(False)
     optimizer = torch.optim.AdamW(adapter.parameters(), 2e-3, betas=(.9, .99), weight_decay=1e-3)
-    size, weights = 32 if device == "cpu" else 256, channel_weights(folder).to(device)
-    errors = []
-    for step, progress in enumerate(clock(minutes)):
-        set_rate(optimizer, 2e-3 * min(1, (step + 1) / 30) * (1 - .97 * progress))
+    size = 32 if device == "cpu" else 256
+    stage = Stage(folder / "adapter.progress", int(IMAGES["adapter"] * share / size), adapter=adapter, average=average, optimizer=optimizer)
+    for step, progress in stage:
         person = torch.randint(len(rows), (size,))
         row = rows[person, torch.randint(rows.shape[1], (size,))]
         known = torch.rand(size, 1) > .1
         noisy = embeddings[person] + .15 * torch.rand(size, 1) * F.normalize(torch.randn(size, faces.WIDTH), dim=1)
         options = adapter.options((F.normalize(noisy, dim=1) * known).to(device))
-        z = latents[row].to(device).float() * demo_model.SCALE
+        z, words = examples.at(row)
         t = (1010 * (torch.arange(size) + torch.rand(size)) / size).long().clamp(0, 999).to(device)
         z_t, a = noised(net, z, t)
-        v = (a.sqrt() * z_t - z) / (1 - a).sqrt()
-        predicted = net.predict_v(z_t, t.float(), text(without_identity(words[row]).to(device)), transformer_options=options)
-        loss = ((predicted - v) ** 2 * weights / (a + (1 - a) * demo_model.SCALE ** 2)).mean()
-        descend(optimizer, loss, adapter.parameters())
-        follow(average, adapter, min(.99, (1 + step) / (10 + step)))
-        errors.append(loss.item())
-        if step % 50 == 49:
-            log.info("    step %d, loss %.4f", step + 1, sum(errors[-50:]) / 50)
+        loss = v_loss(predict(net, z_t, t, text(without_identity(words).to(device)), options), v_target(z_t, z, a), a)
+        stage.tell(loss)
+        descend(optimizer, loss, 2e-3 * warm(step, 30) * (1 - .97 * progress))
+        follow(average, adapter, step, .99)
     return average.state_dict()
 
 
 def run(args) -> None:
     """All stages that are not done yet, with the arguments of ``train.py``. Half of --identities is rendered for each recogniser."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, device = args.folder, args.device
-    minutes = {name: share * args.minutes for name, share in SHARES.items()}
     stages = {}
     for role in SEEDS:
         stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.identities // 2, device)
-        stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, minutes["recogniser"], device)
-    stages["adapter.pt"] = lambda: train_adapter(folder, minutes["adapter"], device, args.start)
-    for result, work in stages.items():
-        if (folder / result).exists():
-            log.info("%s is there", result)
-        else:
-            log.info("making %s", result)
-            store(folder / result, work())
+        stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, args.share, device)
+    stages["adapter.pt"] = lambda: train_adapter(folder, args.share, device)
+    run_stages(folder, stages)
     pack(folder, args.output or folder)
 
 
@@ -250,8 +245,8 @@ def pack(folder: Path, output: Path) -> None:
     """Write the two files that ship: the recognisers, and the adapter, which holds nothing that a FaceID file does not hold."""
     own, judge = (torch.load(folder / f"recogniser-{role}.pt", weights_only=True) for role in SEEDS)
     scores = {role: recogniser["scores"] for role, recogniser in zip(SEEDS, (own, judge))}
-    faces.save_recognisers(output / faces.PATH.name, own["weights"], judge["weights"], {"recipe": "demo/train_faces.py", "scores": json.dumps(scores)})
+    faces.save_recognisers(output / faces.PATH.name, own["weights"], judge["weights"], {"recipe": "demo/making/faces.py", "scores": json.dumps(scores)})
     adapter = torch.load(folder / "adapter.pt", weights_only=True)
     save_file({name: value.half().contiguous().cpu() for name, value in adapter.items()}, output / faces.ADAPTER_PATH.name,
-              metadata={"recipe": "demo/train_faces.py"})
+              metadata={"recipe": "demo/making/faces.py"})
     log.info("wrote %s and %s; recognisers on held-out renders: %s", faces.PATH.name, faces.ADAPTER_PATH.name, scores)

@@ -1,0 +1,1 @@
+"""How the demo's weights are made; what nodes load stays outside."""
