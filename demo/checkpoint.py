@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from .codec import Codec
 from .judges import Judges
 from .linear_codec import LinearCodec
-from .text import TextEncoder
+from .text import PHRASES, TextEncoder
 
 PATH = Path(__file__).with_name("microworld.safetensors")
 SCALE = 2.25           # of the latents, in files that do not say
@@ -65,6 +65,8 @@ def load(path: Path = PATH) -> Microworld:
     tensors = {name: from_bytes(value, stored[name + STEP]) if name + STEP in stored else value.float()
                for name, value in stored.items() if not name.endswith(STEP)}
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    known = tensors["text.embedding.weight"]      # a phrase that came after the file says nothing, as the padding does
+    tensors["text.embedding.weight"] = torch.cat([known, known[:1].expand(len(PHRASES) - len(known), -1)])
     modules = []
     try:
         codec = LinearCodec() if "codec.project.weight" in tensors else Codec()

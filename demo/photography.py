@@ -32,20 +32,20 @@ def _shift(image, right: int, down: int):
     return padded[..., width - down:width - down + size, width - right:width - right + size]
 
 
-def _normals(relief, size):
+def _normals(relief, zoom):
     """Height [B, 1, S, S] -> unit normals x, y, z of it, each [B, 1, S, S]."""
-    height = F.pad(_smooth(relief, 1) * size / 2 / ZOOM, (1,) * 4, mode="replicate")
+    height = F.pad(_smooth(relief, 1) * relief.shape[-1] / 2 / zoom, (1,) * 4, mode="replicate")
     x = ((height[..., 1:-1, :-2] - height[..., 1:-1, 2:]) / 2).clamp(-1.6, 1.6)
     y = ((height[..., :-2, 1:-1] - height[..., 2:, 1:-1]) / 2).clamp(-1.6, 1.6)
     length = (x * x + y * y + 1).sqrt()
     return x / length, y / length, 1 / length
 
 
-def _shadow(relief, light, size):
+def _shadow(relief, light, zoom):
     """Where something higher stands between a place and the light: 0 lit to 1 dark, soft. [B, 1, S, S]"""
-    side = torch.zeros_like(relief)
+    side, size = torch.zeros_like(relief), relief.shape[-1]
     for step in (4, 8, 13, 19, 26):
-        reach, rise = step * size // 256, step / 128 * ZOOM
+        reach, rise = step * size // 256, step / 128 * zoom
         for sign in (-1, 1):
             there = _shift(relief, -sign * int(reach * .8), int(reach * .8))
             blocked = ((there - relief - rise * .7) * 12).clamp(0, 1)
@@ -59,7 +59,7 @@ def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> 
                           [[1.14, .98, .84], [.46, .50, .66]], [[1.02, 1.04, 1.00], [.60, .54, .50]]], variant)
     size = layers.shade.shape[-1]
     figure = layers.figure
-    nx, ny, nz = _normals(layers.relief, size)
+    nx, ny, nz = _normals(layers.relief, layers.zoom)
     lx, ly, lz = .75 * layers.light, -.55, .62
     norm = (lx * lx + ly * ly + lz * lz) ** .5
     lx, ly, lz = lx / norm, ly / norm, lz / norm
@@ -67,13 +67,13 @@ def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> 
     diffuse = ((facing + .25) / 1.25).clamp(0, 1) ** 1.2
     half = (lx * lx + ly * ly + (lz + 1) ** 2) ** .5
     gloss = ((nx * lx + ny * ly + nz * (lz + 1)) / half).clamp(0, 1)
-    shadow = _shadow(layers.relief, layers.light, size)
+    shadow = _shadow(layers.relief, layers.light, layers.zoom)
     bright = (1 - .75 * shadow) * diffuse
 
     # hair: fine strands along its direction, a band of light across
     has_hair = _blur((layers.hair > 5).float(), 1)
     x, y = (axis / 128 - 1 for axis in _pixels(layers))
-    across = (torch.cos(layers.hair - 10) * y - torch.sin(layers.hair - 10) * x) * ZOOM
+    across = (torch.cos(layers.hair - 10) * y - torch.sin(layers.hair - 10) * x) * layers.zoom
     radial = (layers.hair - 10) * 34
     strands = torch.sin(radial + 2.2 * _noise(layers, 6, generator)) * .6 + torch.sin(radial * 2.3 + 60 * across + _noise(layers, 12, generator)) * .4
     albedo = layers.color * (1 + .22 * strands * has_hair)

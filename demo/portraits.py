@@ -66,6 +66,7 @@ class Layers:
     light: torch.Tensor    # [B, 1, 1, 1] direction of the light, -1 left to 1 right
     relief: torch.Tensor   # [B, 1, S, S] height of the rounded shapes, in half widths of a picture
     hair: torch.Tensor     # [B, 1, S, S] direction of hair in radians, plus 10 where there is any
+    zoom: torch.Tensor     # [B, 1, 1, 1] half the picture's width, in the units of RANGES
 
 
 def _ellipse(u, v, cx, cy, a, b):
@@ -81,7 +82,7 @@ def _segment(u, v, ax, ay, bx, by):
 class _Canvas:
     """Paints signed-distance shapes over each other and remembers the contours that stay visible."""
 
-    def __init__(self, count: int, size: int, device, zoom: float):
+    def __init__(self, count: int, size: int, device, zoom: torch.Tensor):
         self.zoom, self.pixel = zoom, 2 * zoom / size
         self.color = torch.zeros(count, 3, size, size, device=device)
         self.shade = torch.zeros(count, size, size, device=device)
@@ -116,8 +117,11 @@ class _Canvas:
         self.line = fresh if present is None else torch.where(present, fresh, self.line)
 
 
-def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float = ZOOM) -> Layers:
-    """Draw identities ([B] tensors, see ``sample_identities``) as Layers of size x size pixels, ``zoom`` half a picture wide."""
+def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float | torch.Tensor = ZOOM) -> Layers:
+    """Draw identities ([B] tensors, see ``sample_identities``) as Layers of size x size pixels.
+
+    ``zoom``, one or [B]: half the picture's width; the larger, the smaller the person.
+    """
     count, device = len(who["width"]), who["width"].device
     p = {name: value.view(count, 1, 1) for name, value in who.items() if value.ndim == 1}
     palette = lambda name: torch.tensor(list(CHOICES[name].values()), device=device)[who[name]].view(count, 3, 1, 1)
@@ -130,6 +134,7 @@ def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float = ZOOM) -> L
 
     axis = (torch.arange(size, device=device) + .5) / size * 2 - 1
     Y, X = torch.meshgrid(axis, axis, indexing="ij")
+    zoom = torch.as_tensor(zoom, device=device).expand(count).view(count, 1, 1)
     X, Y = (X * zoom).expand(count, size, size), (Y * zoom - .03).expand(count, size, size)
     cos, sin = torch.cos(p["tilt"]), torch.sin(p["tilt"])
     x, y = X - p["x"], Y - p["y"]
@@ -153,7 +158,9 @@ def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float = ZOOM) -> L
     put(mane, hair, shade=-.45 + light * u * .4, on=round_hair, round=.3, hair=flow)
     put(_ellipse(u, v, 0, -b - .12, .19 * one, .17 * one), hair, shade=light * u * 1.5, on=cut("bun") * (1 - (p["hat"] > 0).float()),
         round=.17, hair=v * 0)
-    put(_ellipse(X - p["x"] * .6, Y, 0, 1.16, .80 * one, .44 * one), shirt, shade=light * X * .7 - .15, round=.3)
+    chest = X - p["x"] * .6
+    trunk = torch.maximum(chest.abs() - .80, 1.16 - Y)                # seen of people who stand further back
+    put(torch.minimum(_ellipse(chest, Y, 0, 1.16, .80 * one, .44 * one), trunk), shirt, shade=light * X * .7 - .15, round=.3)
     put(torch.maximum((u.abs() - a * .40), torch.maximum(.2 - v, v - .84 + u * u * 2)), skin, shade=-.5 + .3 * light * u,
         round=.15)
     for side in (-1, 1):
@@ -220,7 +227,7 @@ def draw(who: dict[str, torch.Tensor], size: int = 256, zoom: float = ZOOM) -> L
     whisker = torch.maximum((v - p["mouth_y"] + .065 - u * u * 1.2).abs() - .03 + u.abs() * .1, u.abs() - .17)
     put(whisker, hair * .8, on=p["moustache"], contour=2., round=.03, hair=0 * u)
     return Layers(canvas.color, canvas.shade[:, None], canvas.line[:, None], canvas.figure[:, None], light[..., None],
-                  canvas.relief[:, None], canvas.hair[:, None])
+                  canvas.relief[:, None], canvas.hair[:, None], zoom[..., None])
 
 
 def caption_words(who: dict[str, torch.Tensor], index: int) -> list[str]:

@@ -49,7 +49,7 @@ def _warp(layers, amount, generator):
     where = torch.stack([X + amount * _noise(layers, 9, generator)[:, 0], Y + amount * _noise(layers, 9, generator)[:, 0]], -1)
     stack = torch.cat([layers.color, layers.shade, layers.line.clamp(max=30), layers.figure], 1)
     color, shade, line, figure = F.grid_sample(stack, where, padding_mode="border", align_corners=False).split((3, 1, 1, 1), 1)
-    return Layers(color, shade, line, figure, layers.light, layers.relief, layers.hair)
+    return Layers(color, shade, line, figure, layers.light, layers.relief, layers.hair, layers.zoom)
 
 
 def _stroke(layers, width):

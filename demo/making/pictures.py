@@ -16,6 +16,7 @@ SEED = 2_000_000
 PEOPLE = 8            # drawn at a time
 WORDS = 20            # most phrases a caption can hold before some are dropped
 STYLES_EACH = 5
+FAR, FURTHEST = .12, 2.2   # share of the people who stand further back, and how many times as far at most
 HELD_OUT = .02        # share of the pictures that no stage learns from
 
 
@@ -54,7 +55,9 @@ def batch(number: int, device: str):
     generator = torch.Generator().manual_seed(SEED + number)
     trained = torch.tensor([NAMES.index(name) for name in TRAINED])
     who = sample_identities(PEOPLE, generator)
-    layers = draw({name: value.to(device) for name, value in who.items()}, zoom=ZOOM)
+    far = torch.rand(PEOPLE, generator=generator) < FAR
+    times = torch.where(far, 1.5 + (FURTHEST - 1.5) * torch.rand(PEOPLE, generator=generator), 1.)
+    layers = draw({name: value.to(device) for name, value in who.items()}, zoom=(ZOOM * times).to(device))
     order = torch.rand(PEOPLE, len(trained), generator=generator)
     order[:, 0] -= .35                                        # more photos: they are the contents
     chosen = trained[order.argsort(1)[:, :STYLES_EACH]]
@@ -63,7 +66,7 @@ def batch(number: int, device: str):
         picture = paint(layers, chosen[:, k].to(device), variant.to(device), generator, PAINTERS)
         words = np.zeros((PEOPLE, WORDS), np.int64)
         for b in range(PEOPLE):
-            phrases = ["portrait", NAMES[chosen[b, k]], *caption_words(who, b)][:WORDS]
+            phrases = ["portrait", NAMES[chosen[b, k]], *["far"] * bool(far[b]), *caption_words(who, b)][:WORDS]
             words[b, :len(phrases)] = [INDEX[phrase] for phrase in phrases]
         yield (picture * 255).round().byte().cpu().numpy(), words
 

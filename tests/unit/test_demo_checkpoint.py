@@ -40,6 +40,17 @@ def test_large_weights_are_bytes(tmp_path):
     assert path.stat().st_size < 1.1 * numbers + 2 * sum(parameter.numel() for parameter in Judges().parameters()) + 100_000
 
 
+def test_a_file_that_knows_fewer_phrases(tmp_path):
+    """Phrases are added at the end; to a file from before, they say as much as the padding."""
+    path, encoder = tmp_path / "world.safetensors", TextEncoder()
+    known = encoder.state_dict()["embedding.weight"][:-2]
+    codec, judges = Codec().state_dict(), Judges().state_dict()
+    checkpoint.save(path, {"a": torch.ones(2)}, {"embedding.weight": known}, codec, judges, torch.ones(3), {})
+    embedding = checkpoint.load(path).text.embedding.weight
+    assert torch.equal(embedding[:-2], known.half().float())
+    assert torch.equal(embedding[-2:], known[:1].half().float().expand(2, -1))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.safetensors is missing from .*train-demo"):
         checkpoint.load(tmp_path / "none.safetensors")

@@ -1,8 +1,11 @@
 """The photographs of the microworld are lit: light, shadow and focus are where they must be."""
 
-import torch
+from dataclasses import replace
 
-from portrait_atelier.demo.photography import PAINTERS, ZOOM, photo
+import torch
+from torch.nn.functional import avg_pool2d, max_pool2d
+
+from portrait_atelier.demo.photography import PAINTERS, ZOOM, _normals, _shadow, photo
 from portrait_atelier.demo.portraits import draw, sample_identities
 from portrait_atelier.demo.styles import NAMES, STYLES, paint
 
@@ -18,20 +21,29 @@ def taken(layers):
     return photo(layers, torch.zeros(len(layers.color), dtype=torch.long), torch.Generator().manual_seed(1))
 
 
+LEFT = torch.arange(128).view(1, 1, 1, -1) < 64
+
+
+def sides(picture, where):
+    """Mean of the left half over that of the right, where the mask is."""
+    mean = lambda side: (picture * where * side).sum() / (where * side).sum()
+    return mean(LEFT) / mean(~LEFT)
+
+
 def test_light_comes_from_its_side():
-    """On faces and, by the shadow that the head casts, on the ground behind it."""
-    left, right = (taken(portraits(light)[1]) for light in (-1., 1.))
-    layers = portraits(1.)[1]
-    half = torch.arange(128).view(1, 1, 1, -1) < 64
-    for mask in (layers.figure > .5, layers.figure < .5):
-        share = lambda picture, side: (picture * mask * side).sum() / (mask * side).sum()
-        assert share(left, half) / share(left, ~half) > 1.1 * share(right, half) / share(right, ~half)
+    """On faces; in the shadows that their parts cast on each other; and in the one that the head casts on the ground."""
+    (_, a), (_, b) = portraits(-1.), portraits(1.)
+    near = max_pool2d(a.figure, 13, 1, 6) - max_pool2d(a.figure, 3, 1, 1) > .5
+    assert sides(taken(a), a.figure > .5) > 1.1 > .9 > sides(taken(b), b.figure > .5)
+    assert sides(taken(a), near) > 1.25 and sides(taken(b), near) < .8
+    assert sides(_shadow(a.relief, a.light, a.zoom), a.figure > .5) < .6
+    assert sides(_shadow(b.relief, b.light, b.zoom), b.figure > .5) > 1.6
 
 
 def test_the_ground_is_out_of_focus():
     """Hills have a sharp edge in a drawing and none in a photograph."""
     who, layers = portraits(.5, scene=2)
-    ground = torch.nn.functional.max_pool2d(layers.figure, 9, 1, 4)[..., 1:, :] < .01
+    ground = max_pool2d(layers.figure, 9, 1, 4)[..., 1:, :] < .01
     steepest = lambda picture: (picture.diff(dim=-2).abs() * ground).flatten(1).amax(1)
     zero = torch.zeros(len(who["light"]), dtype=torch.long)
     cartoon = paint(layers, zero + NAMES.index("cartoon"), zero, torch.Generator().manual_seed(1))
@@ -39,13 +51,12 @@ def test_the_ground_is_out_of_focus():
 
 
 def test_hair_has_strands():
-    """Finer steps than the same person's skin; the drawing's hair is flat."""
-    who, layers = portraits(.3, cut=2, glasses=0.)
-    hair = (layers.hair > 5) & (torch.nn.functional.avg_pool2d(layers.hair, 5, 1, 2) > 8)
-    skin = (layers.figure > .5) & (torch.nn.functional.max_pool2d(layers.hair, 9, 1, 4) < 5) & (layers.line > 8)
-    rough = lambda where: ((picture - torch.nn.functional.avg_pool2d(picture, 5, 1, 2)).abs() * where).sum() / where.sum()
-    picture = taken(layers)
-    assert hair.sum() > 1000 and rough(hair) > 1.5 * rough(skin)
+    """Inside a head of hair the brightness goes up and down; the same head of skin is smooth."""
+    _, layers = portraits(.3, cut=2, glasses=0.)
+    hair = (avg_pool2d((layers.hair > 5).float(), 9, 1, 4) > .99) & (layers.line > 10)
+    rough = lambda picture: ((picture - avg_pool2d(picture, 5, 1, 2)).abs() * hair).sum() / hair.sum()
+    assert hair.sum() > 1000
+    assert rough(taken(layers)) > 1.3 * rough(taken(replace(layers, hair=torch.zeros_like(layers.hair))))
 
 
 def test_the_other_styles_are_the_same_and_the_photo_is_not():
@@ -56,3 +67,17 @@ def test_the_other_styles_are_the_same_and_the_photo_is_not():
     assert torch.equal(draw_with("ink", PAINTERS), draw_with("ink", STYLES))
     assert (draw_with("photo", PAINTERS) - draw_with("photo", STYLES)).abs().mean() > .05
     assert torch.isfinite(taken(layers)).all() and taken(layers).amin() > -.06 and taken(layers).amax() < 1.06
+
+
+def test_a_person_further_back_is_smaller():
+    """Each of a batch at its own distance, and no flatter: the face covers a share of the picture that falls with the square."""
+    who, _ = portraits(.3)
+    near, far = (draw(who, 128, torch.full((4,), times * ZOOM)) for times in (1., 2.))
+    face = lambda layers: (layers.figure * (torch.arange(128).view(1, 1, -1, 1) < 64)).sum((1, 2, 3))
+    mixed = draw(who, 128, ZOOM * torch.tensor([1., 2., 1., 2.]))
+    for field in ("color", "line", "relief"):
+        both = torch.stack([getattr(near, field), getattr(far, field)])[[0, 1, 0, 1], [0, 1, 2, 3]]
+        torch.testing.assert_close(getattr(mixed, field), both)
+    assert (face(far) < .45 * face(near)).all()
+    flat = [_normals(layers.relief, layers.zoom)[2][layers.figure > .9].mean() for layers in (near, far)]
+    assert abs(flat[0] - flat[1]) < .25
