@@ -42,7 +42,7 @@ def from_bytes(values: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def save(path: Path, unet: dict, text: dict, codec: dict, judges: dict, spread: torch.Tensor, metadata: dict[str, str]) -> None:
-    """Write the weights of the parts (state dicts): kernels and matrices of the UNet and the codec as bytes, the rest as float16."""
+    """Write the parts (state dicts): kernels and matrices of the UNet and the codec as bytes, the rest as float16."""
     tensors = {"style_spread": spread.half()}
     for prefix, weights in (("unet", unet), ("text", text), ("codec", codec), ("judges", judges)):
         for name, value in weights.items():

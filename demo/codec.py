@@ -44,12 +44,12 @@ class Codec(nn.Module):
             nn.PixelUnshuffle(4), _conv(48, 96), Residual(96), _conv(96, 128, 2), Residual(128),
             _conv(128, 160, 2), Residual(160), Residual(160), nn.GroupNorm(8, 160), nn.SiLU(), _conv(160, CHANNELS))
         self.decoder = nn.Sequential(
-            _conv(CHANNELS, 160), Residual(160), Residual(160), Residual(160), _up(160, 128), Residual(128), Residual(128),
-            _up(128, 96), Residual(96), Residual(96), nn.GroupNorm(8, 96), nn.SiLU(), _conv(96, 64), nn.SiLU(),
+            _conv(CHANNELS, 160), Residual(160), Residual(160), Residual(160),
+            _up(160, 128), Residual(128), Residual(128), _up(128, 96), Residual(96), Residual(96), nn.GroupNorm(8, 96), nn.SiLU(), _conv(96, 64), nn.SiLU(),
             _conv(64, 48), nn.PixelShuffle(4))
         self.register_buffer("mean", torch.zeros(CHANNELS, 1, 1))        # of what the encoder gives, over the world
         self.register_buffer("spread", torch.ones(CHANNELS, 1, 1))
-        self.register_buffer("colors", torch.zeros(CHANNELS + 1, 3))     # of a latent's channels and of nothing, for previews
+        self.register_buffer("colors", torch.zeros(CHANNELS + 1, 3))     # of the channels and of nothing, for previews
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return (self.encoder(pictures) - self.mean) / self.spread
@@ -60,7 +60,7 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def settle(self, pictures: torch.Tensor) -> None:
-        """After training: scale the latents by pictures [N, 3, 16h, 16w] of the world, and learn what channels look like."""
+        """After training: scale the latents by pictures [N, 3, 16h, 16w] of the world; learn what channels look like."""
         raw = torch.cat([self.encoder(part) for part in pictures.split(32)])
         self.mean.copy_(raw.mean((0, 2, 3)).view(-1, 1, 1))
         self.spread.copy_(raw.std((0, 2, 3)).view(-1, 1, 1))
@@ -70,5 +70,5 @@ class Codec(nn.Module):
         self.colors.copy_(torch.linalg.lstsq(known, cells).solution)
 
     def preview(self) -> tuple[list[list[float]], list[float]]:
-        """What each latent channel looks like: [CHANNELS][3] factors and [3] bias of red, green and blue, for pictures from -1 to 1."""
+        """What each latent channel looks like: [CHANNELS][3] factors and [3] bias of red, green and blue from -1 to 1."""
         return self.colors[:-1].tolist(), self.colors[-1].tolist()

@@ -75,24 +75,29 @@ def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> 
     x, y = (axis / 128 - 1 for axis in _pixels(layers))
     across = (torch.cos(layers.hair - 10) * y - torch.sin(layers.hair - 10) * x) * layers.zoom
     radial = (layers.hair - 10) * 34
-    strands = torch.sin(radial + 2.2 * _noise(layers, 6, generator)) * .6 + torch.sin(radial * 2.3 + 60 * across + _noise(layers, 12, generator)) * .4
+    coarse = torch.sin(radial + 2.2 * _noise(layers, 6, generator))
+    strands = .6 * coarse + .4 * torch.sin(radial * 2.3 + 60 * across + _noise(layers, 12, generator))
     albedo = layers.color * (1 + .22 * strands * has_hair)
     # skin: blotches, and red where light comes through at the edge of shadow
     albedo = albedo * (1 + .035 * _noise(layers, 20, generator) * (1 - has_hair))
     through = (1 - (facing.abs() * 4).clamp(0, 1)) * (1 - has_hair)
     person = albedo * (fill * (.78 + .25 * -ny) + key * bright * .95)
     person = person * (1 + through * torch.tensor([.10, .0, -.02], device=person.device).view(1, 3, 1, 1))
-    person = person + key * ((gloss ** 24) * .20 * (1 - has_hair) + (gloss ** 9) * .10 * has_hair * (1 + strands)) * (1 - shadow)
+    shine = gloss ** 24 * .20 * (1 - has_hair) + gloss ** 9 * .10 * has_hair * (1 + strands)
+    person = person + key * shine * (1 - shadow)
     rim = (1 - nz).clamp(0, 1) ** 2 * ((nx * -lx + .2).clamp(0, 1)) * .5
     person = person + rim * layers.color * .6
     person = person * (1 - .22 * _blur((2.2 - layers.line).clamp(0, 1), 1))            # creases gather no light
 
     # the background, out of focus, with spots of light, lit like the person
     ground = _smooth(F.interpolate(_behind(layers.color, figure), (size, size), mode="bilinear"), 6 * size // 256)
-    spots = F.interpolate(torch.relu(torch.randn(len(figure), 1, 9, 9, generator=generator) - 1.3).to(figure.device), (size, size), mode="bicubic").clamp(0, 1)
+    spots = torch.relu(torch.randn(len(figure), 1, 9, 9, generator=generator) - 1.3).to(figure.device)
+    spots = F.interpolate(spots, (size, size), mode="bicubic").clamp(0, 1)
     glow = 1.12 - .275 * ((x - .44 * layers.light) ** 2 + (y + .3) ** 2)
-    ground = ground * glow * (.92 + .06 * _noise(layers, 5, generator)) * (fill * .35 + key * .68) + .22 * _blur(spots, 3) * key
-    fallen = torch.where(layers.light > 0, _shift(figure, -16 * size // 256, 12 * size // 256), _shift(figure, 16 * size // 256, 12 * size // 256))
+    ground = ground * glow * (.92 + .06 * _noise(layers, 5, generator)) * (fill * .35 + key * .68)
+    ground = ground + .22 * _blur(spots, 3) * key
+    aside, down = 16 * size // 256, 12 * size // 256
+    fallen = torch.where(layers.light > 0, _shift(figure, -aside, down), _shift(figure, aside, down))
     ground = ground * (1 - .34 * _smooth(fallen, 9 * size // 256))
 
     edge = _blur(figure, 1)

@@ -16,9 +16,9 @@ LATENT_CHANNELS, DOWN, CONTEXT, WIDTH = 16, 16, 64, 48
 
 
 def unet_config(channels: int = LATENT_CHANNELS, width: int = WIDTH) -> dict:
-    """SD1.5's block numbers, so that every layer list means the same here: 16 self-attentions, 8..15 in the decoder after the first."""
-    return dict(image_size=32, in_channels=channels, out_channels=channels, model_channels=width, channel_mult=[1, 1, 2, 1],
-                num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
+    """SD1.5's block numbers, so that every layer list means the same here: 16 self-attentions, 8..15 in the decoder."""
+    return dict(image_size=32, in_channels=channels, out_channels=channels, model_channels=width,
+                channel_mult=[1, 1, 2, 1], num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
                 transformer_depth_output=[1] * 9 + [0] * 3, use_spatial_transformer=True, context_dim=CONTEXT,
                 use_linear_in_transformer=False, adm_in_channels=None, legacy=False, dtype=torch.float32,
                 use_temporal_attention=False, use_temporal_resblock=False)
@@ -78,7 +78,8 @@ def network(channels: int = LATENT_CHANNELS, width: int = WIDTH, device=None) ->
     return EpsilonUNet(**unet_config(channels, width), **HEADS, device=device, operations=Operations)
 
 
-def model(weights: dict[str, torch.Tensor], scale: float, rgb: list[list[float]], rgb_bias: list[float]) -> comfy.model_patcher.ModelPatcher:
+def model(weights: dict[str, torch.Tensor], scale: float, rgb: list[list[float]],
+          rgb_bias: list[float]) -> comfy.model_patcher.ModelPatcher:
     """UNet weights -> MODEL.
 
     ``scale`` is the spread of the latents it was trained on, those of the codec having 1: the louder they are, the more

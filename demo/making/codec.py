@@ -54,7 +54,10 @@ class Critics:
 
 
 def windows(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """The same random window of every picture [B, 3, S, S] -> [B, 3, side, side]; not only whole cells, or the cells' borders learn to show."""
+    """The same random window of every picture [B, 3, S, S] -> [B, 3, side, side].
+
+    Not only whole cells, or the borders of cells learn to show.
+    """
     top, left = torch.randint(pictures.shape[-1] - side + 1, (2,)).tolist()
     return pictures[..., top:top + side, left:left + side].contiguous(memory_format=torch.channels_last)
 
@@ -67,8 +70,8 @@ def train(folder: Path, share: float, device: str) -> dict:
     codec, critic, size = lay_out(Codec(), device), Critics(device), 16 if device == "cpu" else 64
     average = copy.deepcopy(codec).requires_grad_(False)
     optimizer = torch.optim.AdamW(codec.parameters(), RATE, betas=(.9, .99), weight_decay=1e-4)
-    stage = Stage(folder / "codec.progress", int(IMAGES * share / size), codec=codec, average=average, optimizer=optimizer,
-                  critic=critic.network, critic_optimizer=critic.optimizer)
+    stage = Stage(folder / "codec.progress", int(IMAGES * share / size), codec=codec, average=average,
+                  optimizer=optimizer, critic=critic.network, critic_optimizer=critic.optimizer)
     for step, progress in stage:
         whole = progress > WHOLE_FROM
         count = size // 4 if whole else size
@@ -104,9 +107,9 @@ def decibels(drawn: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(codec: Codec, pictures: torch.Tensor) -> dict[str, torch.Tensor | float]:
-    """Decibels [N] of pictures [N, 3, 16h, 16w] from -1 to 1, clean and with noise of .3 on the latents, and the ratios of cells."""
+    """Pictures [N, 3, 16h, 16w] from -1 to 1 -> decibels [N], clean and with noise on the latents; ratios of cells."""
     z = codec.encode(pictures)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z.device)
     clean, noisy = codec.decode(z).clamp(-1, 1), codec.decode(z + NOISE * noise).clamp(-1, 1)
-    return {"clean": decibels(clean, pictures), "noisy": decibels(noisy, pictures), "cells": cell_ratio(clean), "noisy cells": cell_ratio(noisy),
-            "renders' cells": cell_ratio(pictures)}
+    return {"clean": decibels(clean, pictures), "noisy": decibels(noisy, pictures),
+            "cells": cell_ratio(clean), "noisy cells": cell_ratio(noisy), "renders' cells": cell_ratio(pictures)}

@@ -1,4 +1,4 @@
-"""The decoder goes on learning once the student is there: from clean latents, noisy ones and the student's own predictions."""
+"""The decoder goes on learning: from clean latents, noisy ones and the student's own predictions."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def train(folder: Path, share: float, device: str) -> dict:
     critic, average = Critics(device), copy.deepcopy(codec).requires_grad_(False)
     optimizer = torch.optim.AdamW(codec.decoder.parameters(), RATE, betas=(.9, .98))
     size = 8 if device == "cpu" else 64
-    stage = Stage(folder / "decoder.progress", int(IMAGES * share / size), codec=codec, average=average, optimizer=optimizer,
-                  critic=critic.network, critic_optimizer=critic.optimizer)
+    stage = Stage(folder / "decoder.progress", int(IMAGES * share / size), codec=codec, average=average,
+                  optimizer=optimizer, critic=critic.network, critic_optimizer=critic.optimizer)
     for step, progress in stage:
         rows = torch.randint(first, len(pictures), (size,))
         x = batch_of(pictures, rows.tolist(), device)

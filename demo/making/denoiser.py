@@ -63,8 +63,9 @@ FAST = {"optimized_attention_override": attention}
 def predict(net, z_t: torch.Tensor, t, context: torch.Tensor, options: dict = FAST) -> torch.Tensor:
     """v of the network at timesteps t: an int, or [B]."""
     t = torch.as_tensor(t, device=z_t.device).float().expand(len(z_t))
+    z_t = z_t.contiguous(memory_format=torch.channels_last)
     with half(z_t.device.type):
-        return net.predict_v(z_t.contiguous(memory_format=torch.channels_last), t, context, transformer_options=options).float()
+        return net.predict_v(z_t, t, context, transformer_options=options).float()
 
 
 def noised(net, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +107,7 @@ def shorten(words: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_pictures(folder: Path, device: str) -> None:
-    """latents.pt: float16 latents of all pictures but the held-out ones, with spread 1, and the words of their captions."""
+    """latents.pt: float16 latents, of spread 1, of all pictures but the held-out ones; the words of their captions."""
     codec = lay_out(Codec(), device).eval()
     codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True))
     pictures, words = np.load(folder / "pictures.npy", mmap_mode="r"), np.load(folder / "words.npy")
@@ -132,14 +133,15 @@ class Examples:
 
 
 def train(folder: Path, share: float, device: str) -> dict:
-    """v-prediction on latents and shortened captions; returns the averaged weights after ``share`` of the full training."""
+    """v-prediction on latents and shortened captions -> the averaged weights after ``share`` of the full training."""
     examples = Examples(folder, device)
     torch.manual_seed(12)
     parts = new_model(device)
     average = copy.deepcopy(parts).requires_grad_(False)
     optimizer = torch.optim.AdamW(parts.parameters(), RATE, betas=(.9, .99), weight_decay=1e-3)
     size = 32 if device == "cpu" else 256
-    stage = Stage(folder / "unet.progress", int(IMAGES * share / size), parts=parts, average=average, optimizer=optimizer)
+    steps = int(IMAGES * share / size)
+    stage = Stage(folder / "unet.progress", steps, parts=parts, average=average, optimizer=optimizer)
     for step, progress in stage:
         z, words = examples.draw(size)
         context = parts["text"](shorten(words).to(device))

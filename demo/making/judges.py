@@ -21,7 +21,7 @@ STYLES_EACH = 6
 
 @torch.no_grad()
 def render_labelled(folder: Path, device: str, identities: int) -> dict:
-    """uint8 pictures [N, 3, 128, 128] of all styles with identities and style numbers [N]; every other one went through the codec."""
+    """uint8 pictures [N, 3, 128, 128] of all styles, half of them through the codec, with identities and styles [N]."""
     codec = lay_out(Codec(), device).eval()
     codec.load_state_dict(torch.load(folder / "codec.pt", weights_only=True, map_location=device))
     generator = torch.Generator().manual_seed(SEED - 1_000_000)
@@ -41,7 +41,8 @@ def render_labelled(folder: Path, device: str, identities: int) -> dict:
             pictures.append((F.avg_pool2d(picture, 2) * 255).round().byte().cpu())
             people.append(who)
             styles.append(chosen[:, k])
-    return {"pictures": torch.cat(pictures), "who": {name: torch.cat([who[name] for who in people]) for name in people[0]}, "style": torch.cat(styles)}
+    everybody = {name: torch.cat([who[name] for who in people]) for name in people[0]}
+    return {"pictures": torch.cat(pictures), "who": everybody, "style": torch.cat(styles)}
 
 
 def spoil(pictures: torch.Tensor) -> torch.Tensor:
@@ -72,7 +73,8 @@ def train(folder: Path, share: float, device: str) -> dict:
         x = pictures[rows].to(device).float() / 255
         answer = judges(torch.cat([x, spoil(x[:size // 3])]))
         face = torch.cat([torch.ones(size), torch.zeros(size // 3)]).to(device)
-        loss = F.cross_entropy(answer["style"][:size], style[rows].to(device)) + F.mse_loss(answer["geometry"][:size], geometry[rows].to(device))
+        loss = F.cross_entropy(answer["style"][:size], style[rows].to(device))
+        loss = loss + F.mse_loss(answer["geometry"][:size], geometry[rows].to(device))
         loss = loss + F.binary_cross_entropy_with_logits(answer["traits"][:size], traits[rows].to(device))
         loss = loss + F.binary_cross_entropy_with_logits(answer["face"], face)
         stage.tell(loss)
@@ -88,4 +90,5 @@ def train(folder: Path, share: float, device: str) -> dict:
             "faces found": (answer["face"] > 0).float().mean(),
             "false faces": (judges(spoil(x))["face"] > 0).float().mean()}
         spread = judging.style_features(x).std(0) + 1e-3
-    return {"judges": judges.state_dict(), "spread": spread, "scores": {name: round(float(value), 4) for name, value in scores.items()}}
+    scores = {name: round(float(value), 4) for name, value in scores.items()}
+    return {"judges": judges.state_dict(), "spread": spread, "scores": scores}

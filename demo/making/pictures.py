@@ -27,7 +27,7 @@ def held_out(count: int) -> int:
 
 
 def render(folder: Path, identities: int, device: str) -> None:
-    """pictures.npy: uint8 [identities * STYLES_EACH, 3, 256, 256]; words.npy: the phrase numbers [.., WORDS] of full captions.
+    """pictures.npy: uint8 [identities * STYLES_EACH, 3, 256, 256]; words.npy: full captions as phrase numbers [.., WORDS].
 
     Interrupted, it goes on behind the last batch of people whose captions are written.
     """

@@ -20,15 +20,16 @@ log = logging.getLogger("portrait_atelier")
 
 LOOK = {"zoom": ZOOM, "painters": PAINTERS}
 EACH = 12          # people of a style in the figures
-SEAC = {"no control": {"strength": 0.}, "lambda 0.8": {"style_enhancement": .8}, "lambda 1.2": {"style_enhancement": 1.2},
-        "lambda 1.4": {"style_enhancement": 1.4}, "reference alone": {"share": 1.}}
+SEAC = {"no control": {"strength": 0.}, "lambda 0.8": {"style_enhancement": .8},
+        "lambda 1.2": {"style_enhancement": 1.2}, "lambda 1.4": {"style_enhancement": 1.4}, "reference alone": {"share": 1.}}
 
 
 def write(packed: Path, folder: Path, pairs: int = 27) -> dict:
     """Figures of a packed file, as ``report.json`` and PNG sheets in the folder."""
     with torch.inference_mode():
         studio = Studio(packed)
-        figures = {"codec": codec_figures(studio), "text to picture": picture_figures(studio, folder), "SEAC": stylization(studio, folder, pairs)}
+        figures = {"codec": codec_figures(studio), "text to picture": picture_figures(studio, folder),
+                   "SEAC": stylization(studio, folder, pairs)}
     (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     log.info("wrote report.json and sheets to %s: %s", folder, figures)
     return figures
@@ -64,17 +65,19 @@ def variety(pictures: torch.Tensor) -> float:
 
 
 def picture_figures(studio: Studio, folder: Path) -> dict[str, dict[str, float]]:
-    """Text to picture in four steps, each style against renders of it; ``steps.png`` has 1, 2, 4 and 8 steps of the same noise."""
-    sheet = torch.stack([torch.cat([studio.draw(f"portrait, {style}", 1, steps, seed=7 + k) for k, style in enumerate(TRAINED)]) for steps in (1, 2, 4, 8)])
-    save_sheet(sheet, folder / "steps.png")
-    save_sheet(torch.stack([studio.draw(f"portrait, {style}", 4, seed=3) for style in TRAINED], 1), folder / "people.png")
+    """Text to picture in four steps, each style against renders of it; ``steps.png`` has 1, 2, 4 and 8."""
+    prompts = [f"portrait, {style}" for style in TRAINED]
+    row = lambda steps: torch.cat([studio.draw(prompt, 1, steps, seed=7 + k) for k, prompt in enumerate(prompts)])
+    save_sheet(torch.stack([row(steps) for steps in (1, 2, 4, 8)]), folder / "steps.png")
+    save_sheet(torch.stack([studio.draw(prompt, 4, seed=3) for prompt in prompts], 1), folder / "people.png")
     figures = {}
     for style in TRAINED:
         drawn, truth = studio.draw(f"portrait, {style}", EACH, seed=11), renders(style, EACH)
         told = studio.world.judges(drawn)
         figures[style] = {
             "edges": edge_energy(drawn) / edge_energy(truth), "variety": variety(drawn) / variety(truth),
-            "cell ratio": codec_stage.cell_ratio(drawn) / codec_stage.cell_ratio(truth), "faces": float((told["face"] > 0).float().mean()),
+            "cell ratio": codec_stage.cell_ratio(drawn) / codec_stage.cell_ratio(truth),
+            "faces": float((told["face"] > 0).float().mean()),
             "style read": float((told["style"].argmax(1) == NAMES.index(style)).float().mean())}
     return figures
 
@@ -85,11 +88,12 @@ def stylization(studio: Studio, folder: Path, count: int) -> dict[str, dict[str,
     drawn = {name: studio.stylize(pairs.contents, pairs.references, **settings) for name, settings in SEAC.items()}
     drawn["truth"] = pairs.oracles
     save_sheet(torch.stack([x[:9] for x in (pairs.contents, pairs.references, *drawn.values())]), folder / "seac.png")
-    return {name: {**studio.judge(pictures, pairs), "cell ratio": codec_stage.cell_ratio(pictures)} for name, pictures in drawn.items()}
+    return {name: {**studio.judge(x, pairs), "cell ratio": codec_stage.cell_ratio(x)} for name, x in drawn.items()}
 
 
 def save_sheet(pictures: torch.Tensor, path: Path, side: int = 160) -> None:
     """[rows, columns, 3, S, S] from 0 to 1 -> a PNG."""
-    small = torch.stack([torch.nn.functional.interpolate(row, (side, side), mode="area") for row in pictures.clamp(0, 1).cpu()])
+    shrink = lambda row: torch.nn.functional.interpolate(row, (side, side), mode="area")
+    small = torch.stack([shrink(row) for row in pictures.clamp(0, 1).cpu()])
     table = (small.permute(0, 3, 1, 4, 2).reshape(side * len(small), -1, 3) * 255).round().byte()
     Image.fromarray(table.numpy()).save(path)

@@ -41,8 +41,8 @@ class Stage:
             now = time.monotonic()
             if now - told > TELL_EVERY:
                 pace = (now - start) / (self.step - first)
-                log.info("    step %d of %d, %.0f minutes left, loss %.4f", self.step, self.steps, pace * (self.steps - self.step) / 60,
-                         sum(float(value) for value in self.told) / max(1, len(self.told)))
+                left, loss = pace * (self.steps - self.step) / 60, sum(map(float, self.told)) / max(1, len(self.told))
+                log.info("    step %d of %d, %.0f minutes left, loss %.4f", self.step, self.steps, left, loss)
                 told, self.told = now, []
             if now - saved > SAVE_EVERY:
                 self.save()
@@ -54,7 +54,8 @@ class Stage:
         self.told.append(loss.detach())
 
     def save(self) -> None:
-        store(self.path, {"parts": {name: part.state_dict() for name, part in self.parts.items()}, "step": self.step, "random": torch.get_rng_state()})
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        store(self.path, {"parts": parts, "step": self.step, "random": torch.get_rng_state()})
 
 
 def store(path: Path, value) -> None:

@@ -14,17 +14,19 @@ from .denoiser import Examples, new_model, noised, predict, shorten, v_loss, v_t
 from .stage import Stage, descend, follow, warm
 
 IMAGES, RATE = 400_000, 3e-4
-HIGH = 600                    # above, a picture is decided: the student learns whole trajectories; below, it goes on learning from the data
+# Above, a picture is decided: the student learns whole trajectories. Below, it goes on learning from the data.
+HIGH = 600
 STARTS = (999, 999, 759)      # where the four LCM steps begin and go on, beside any other timestep above HIGH
-GUIDANCE = 1.7                # of the teacher where a style is asked for, so that its trajectories end in that style; sampling guides beyond that
+# Of the teacher where a style is asked for, so that its trajectories end in that style; sampling guides beyond that.
+GUIDANCE = 1.7
 
 
 @torch.no_grad()
 def trajectory(teacher, z_t, start: int, context, empty, guidance):
     """From z_t at timestep `start` to the end -> points [(t, z_t)] on the way and the z0 they all lead to.
 
-    DPM-Solver++ (2M) with the teacher's predictions, guided by `guidance` [B, 1, 1, 1]: in so few steps the first-order DDIM
-    ends in a blur.
+    DPM-Solver++ (2M) with the teacher's predictions, guided by `guidance` [B, 1, 1, 1]: in so few steps the first-order
+    DDIM ends in a blur.
     """
     net, count = teacher["net"], max(2, -(-9 * start // 999))
     stops = np.linspace(start, max(19, start / count * .4), count).round().astype(int).tolist()
@@ -62,7 +64,8 @@ def train(folder: Path, share: float, device: str) -> dict:
     followed = 3 * size // 8                      # of the batch; trajectories are dear
     empty = teacher["text"](torch.zeros(1, LENGTH, dtype=torch.long, device=device))
     style_words = torch.tensor([INDEX[name] for name in TRAINED])
-    stage = Stage(folder / "student.progress", int(IMAGES * share / size), net=net, average=average, optimizer=optimizer)
+    steps = int(IMAGES * share / size)
+    stage = Stage(folder / "student.progress", steps, net=net, average=average, optimizer=optimizer)
     for step, progress in stage:
         z, words = examples.draw(size)
         prompts = shorten(words)

@@ -1,10 +1,11 @@
 """Trains the microworld's model: ``python3 atelier.py train-demo [--share S] [--device D] [--folder F]``.
 
-Stages: pictures are rendered; the codec learns them; the UNet learns to denoise their latents in v-prediction; a student
-learns to reach the end of the teacher's trajectory in one call (few-step consistency sampling); the decoder learns to
-restore pictures from what the student predicts; readouts are trained for the measurements; everything is packed into one
-safetensors file, and figures and sheets of held-out people are written beside it. Each stage leaves its result in the folder and is skipped when that is there; one that was interrupted
-goes on where it last saved itself. Steps are counted, not minutes, so that a run on a busy computer ends the same.
+Stages: pictures are rendered; the codec learns them; the UNet learns to denoise their latents in v-prediction; a
+student learns to reach the end of the teacher's trajectory in one call (few-step consistency sampling); the decoder
+learns to restore pictures from what the student predicts; readouts are trained for the measurements; everything is packed
+into one safetensors file, and figures and sheets of held-out people are written beside it. Each stage leaves its result in
+the folder and is skipped when that is there; one that was interrupted goes on where it last saved itself. Steps are
+counted, not minutes, so that a run on a busy computer ends the same.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ log = logging.getLogger("portrait_atelier")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py train-demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--share", type=float, default=1., help="share of the full recipe's steps (default 1; about an hour of a large GPU, or days of a CPU)")
+    parser.add_argument("--share", type=float, default=1., help="share of the full recipe's steps (default 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (default 1: more only help on an idle one)")
-    parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[2] / ".atelier" / "train-demo", help="where stages leave their results")
+    root = Path(__file__).resolve().parents[2]
+    parser.add_argument("--folder", type=Path, default=root / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=2400, help="people to render, five styles each (default 2400)")
-    parser.add_argument("--faces", action="store_true", help="train the recognisers and the face adapter instead, on what an earlier run left in --folder; "
-                        "--output is a folder then")
+    parser.add_argument("--faces", action="store_true", help="train the recognisers and the face adapter instead, on what an "
+                        "earlier run left in --folder; --output is a folder then")
     parser.add_argument("--pairs", type=int, default=27, help="held-out pairs of the report's SEAC table (default 27)")
-    parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; copy it into demo/ when it is better)")
+    parser.add_argument("--output", type=Path, help="the packed file (default: microworld.safetensors in --folder; "
+                        "copy it into demo/ when it is better)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +64,10 @@ def pack(folder: Path, output: Path, metadata: dict[str, str]) -> None:
     """Write the one file that ships from the stages' results."""
     weights = torch.load(folder / "student.pt", weights_only=True, map_location="cpu")
     judged = torch.load(folder / "judges.pt", weights_only=True, map_location="cpu")
+    codec_weights = torch.load(folder / "decoder.pt", weights_only=True, map_location="cpu")
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    save(output, part("net."), part("text."), torch.load(folder / "decoder.pt", weights_only=True, map_location="cpu"), judged["judges"],
-         judged["spread"], {**metadata, "scale": str(denoiser.SCALE), "judges": json.dumps(judged["scores"])})
+    save(output, part("net."), part("text."), codec_weights, judged["judges"], judged["spread"],
+         {**metadata, "scale": str(denoiser.SCALE), "judges": json.dumps(judged["scores"])})
     log.info("wrote %s (%.1f MB); readouts on held-out renders: %s", output, output.stat().st_size / 1e6, judged["scores"])
 
 

@@ -31,7 +31,7 @@ def sides(picture, where):
 
 
 def test_light_comes_from_its_side():
-    """On faces; in the shadows that their parts cast on each other; and in the one that the head casts on the ground."""
+    """On faces; in the shadows that their parts cast on each other; and in the one of the head on the ground."""
     (_, a), (_, b) = portraits(-1.), portraits(1.)
     near = max_pool2d(a.figure, 13, 1, 6) - max_pool2d(a.figure, 3, 1, 1) > .5
     assert sides(taken(a), a.figure > .5) > 1.1 > .9 > sides(taken(b), b.figure > .5)
@@ -62,7 +62,8 @@ def test_hair_has_strands():
 def test_the_other_styles_are_the_same_and_the_photo_is_not():
     who, layers = portraits(.3)
     zero = torch.zeros(len(who["light"]), dtype=torch.long)
-    draw_with = lambda name, painters: paint(layers, zero + NAMES.index(name), zero, torch.Generator().manual_seed(1), painters)
+    seed = lambda: torch.Generator().manual_seed(1)
+    draw_with = lambda name, painters: paint(layers, zero + NAMES.index(name), zero, seed(), painters)
     assert len(PAINTERS) == len(STYLES)
     assert torch.equal(draw_with("ink", PAINTERS), draw_with("ink", STYLES))
     assert (draw_with("photo", PAINTERS) - draw_with("photo", STYLES)).abs().mean() > .05
@@ -70,7 +71,7 @@ def test_the_other_styles_are_the_same_and_the_photo_is_not():
 
 
 def test_a_person_further_back_is_smaller():
-    """Each of a batch at its own distance, and no flatter: the face covers a share of the picture that falls with the square."""
+    """Each of a batch at its own distance, and no flatter; what a face covers falls with the square."""
     who, _ = portraits(.3)
     near, far = (draw(who, 128, torch.full((4,), times * ZOOM)) for times in (1., 2.))
     face = lambda layers: (layers.figure * (torch.arange(128).view(1, 1, -1, 1) < 64)).sum((1, 2, 3))
