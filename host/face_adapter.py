@@ -13,6 +13,7 @@ from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
+from ..segmentation.masks import check_aspect, checked
 from .attention_processors import cross_attention_numbers, lora_patches
 from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
@@ -20,6 +21,7 @@ from .log import log
 from .unet import attention_layers, family, transformers
 
 NODE = "Face Adapter Apply"
+MASK = f"The mask of {NODE}"
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
 ID_OFF = 1  # the place of the negative prompt in a call; other packs' adapters agree
 
@@ -36,7 +38,10 @@ class KeyValue:
 
 @dataclass(frozen=True, eq=False)
 class FaceBranch:
-    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin."""
+    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin.
+
+    mask: [masks, height, width] in [0, 1], None for everywhere; mask_size: the connected mask's (height, width).
+    """
 
     layers: Mapping[LayerId, KeyValue]
     first_tokens: range
@@ -44,12 +49,15 @@ class FaceBranch:
     start: float
     end: float
     mask: torch.Tensor | None
+    mask_size: tuple[int, int] | None
 
     def holds(self, layer):
         return layer in self.layers
 
     def output(self, text, q, k, v, extra, layer, transform):
         call = extra[CALL]
+        if self.mask_size is not None:
+            check_aspect(self.mask_size, call.run.size, MASK)
         if layer not in self.layers or not call.within(self.start, self.end):
             return None
         slots = extra["cond_or_uncond"]
@@ -93,6 +101,8 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     Raises ValueError for an adapter of another model and an identity that lacks what the adapter needs.
     """
     layers = check_fit(model, adapter)
+    if mask is not None:
+        mask = checked(mask, None, MASK)
     clone = model.clone()
     if not identity.found or weight == lora_strength == 0:
         if not identity.found:
@@ -109,11 +119,12 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     if weight == 0 or start >= end or not layers:
         clone.set_attachments(ADAPTER_OFF, True)
         return clone
-    if mask is not None and bool((mask >= 1).all()):
+    mask_size = None if mask is None else tuple(mask.shape[-2:])
+    if mask is not None and bool((mask == 1).all()):
         mask = None
     person, nobody, first_tokens = identity_tokens(adapter, identity, shortcut)
     projected = {layer: project(adapter, number, person, nobody) for layer, number in layers.items()}
-    branch = FaceBranch(projected, first_tokens, weight, start, end, mask)
+    branch = FaceBranch(projected, first_tokens, weight, start, end, mask, mask_size)
     change_slots(clone, list(layers), list(attention_layers(model)),
                  lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
     return clone

@@ -354,6 +354,21 @@ def test_numbers_out_of_range(faces, widget, value):
         faces.apply(**{widget: value})
 
 
-def test_a_mask_of_nan(faces):
-    with pytest.raises(ValueError, match="mask of Face Adapter Apply holds NaN"):
-        faces.apply(mask=torch.full((1, 8, 8), float("nan")))
+@pytest.mark.parametrize("mask, message", [
+    (torch.full((1, 8, 8), float("nan")), "holds NaN"), (torch.ones(0, 64, 64), "holds no mask: nothing was found"),
+    (torch.ones(1, 64, 64, 3), r"has dimensions \[1, 64, 64, 3\]"),
+])
+def test_masks(faces, mask, message):
+    for options in ({}, {"weight": 0.0}):
+        with pytest.raises(ValueError, match="The mask of Face Adapter Apply " + message):
+            faces.apply(mask=mask, **options)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_masks_of_another_shape(faces, tensor, value):
+    """Also where the person only comes in later."""
+    model = faces.apply(mask=torch.full((1, 64, 256), value), start=0.9)
+    with pytest.raises(ValueError, match="The mask of Face Adapter Apply is 256 x 64, another shape than the latent's 8 x 8"):
+        faces.studio.sample(model, tensor(1, 4, 8, 8, seed=5), steps=1)
+    channel = faces.apply(mask=torch.full((1, 1, 64, 64), value))
+    assert torch.isfinite(faces.studio.sample(channel, tensor(1, 4, 8, 8, seed=5), steps=1)).all()
