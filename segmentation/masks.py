@@ -123,7 +123,7 @@ def check_aspect(mask: Sequence[int], size: Sequence[int], where: str) -> None:
     """
     (height, width), (rows, columns) = mask, size
     aspect = width / height
-    if not min(0.99 * columns / rows, columns / (rows + 1)) < aspect < max(1.01 * columns / rows, (columns + 1) / rows):
+    if not min(0.99 * columns / rows, columns / (rows + 1)) <= aspect <= max(1.01 * columns / rows, (columns + 1) / rows):
         raise ValueError(f"{where} is {width} x {height}, another shape than the latent's {columns} x {rows}. Make it from the picture that "
                          "was encoded.")
 
