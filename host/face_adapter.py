@@ -13,6 +13,7 @@ from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
+from ..identity.weights import not_finite
 from ..segmentation.masks import check_aspect, checked
 from .attention_processors import cross_attention_numbers, lora_patches
 from .calls import CALL
@@ -124,6 +125,9 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
         mask = None
     person, nobody, first_tokens = identity_tokens(adapter, identity, shortcut)
     projected = {layer: project(adapter, number, person, nobody) for layer, number in layers.items()}
+    if not all(torch.isfinite(part).all() for kv in projected.values() for part in (kv.key, kv.value, kv.null_key, kv.null_value)):
+        raise ValueError(f"{NODE}: '{adapter.name}' turns this identity into NaN or infinite values: the picture would be empty. Download the "
+                         "file again, or lower 'shortcut'.")
     branch = FaceBranch(projected, first_tokens, weight, start, end, mask, mask_size)
     change_slots(clone, list(layers), list(attention_layers(model)),
                  lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
@@ -141,6 +145,11 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
              for index, transformer in enumerate(module.transformer_blocks)}
     wanted = {layers[layer]: size for layer, size in sizes.items()}
     held = {number: tuple(key.shape) for number, (key, _) in adapter.keys_values.items()}
+    values = {number: tuple(value.shape) for number, (_, value) in adapter.keys_values.items()}
+    if held == wanted != values:
+        number = next(number for number, shape in values.items() if shape != wanted[number])
+        raise ValueError(f"{NODE}: '{adapter.name}' is damaged: {number}.to_v_ip.weight has shape {list(values[number])} instead of "
+                         f"{list(wanted[number])}. Download the file again.")
     if wanted != held:
         raise ValueError(f"{NODE}: '{adapter.name}' is an adapter for {BASES.get(adapter.base, 'another model')}, but this model is "
                          f"{family(model)} ({len(wanted)} layers, text width {next(iter(sizes.values()))[1]}; the adapter has {len(held)} layers, "
@@ -150,6 +159,11 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
 
 def check_identity(adapter: FaceAdapter, identity: FaceIdentity) -> None:
     """Raises ValueError when the identity lacks what the adapter's projection takes."""
+    broken = not_finite({name: value for name, value in (("embedding", identity.embedding), ("CLIP features", identity.clip),
+                                                         ("CLIP features of grey", identity.grey)) if value is not None})
+    if broken is not None:
+        raise ValueError(f"{NODE}: the {broken} of 'identity' hold NaN or infinite values: the picture would be empty. Check the face analysis "
+                         "and the CLIP Vision model before Face Identity Encode.")
     wanted, held = adapter.projection.embedding_width, identity.embedding.shape[-1]
     if wanted != held:
         raise ValueError(f"{NODE}: '{adapter.name}' was trained on face embeddings of {wanted} values, but the identity has {held}. Use the "

@@ -348,6 +348,40 @@ def test_a_lora_of_another_model(faces):
         faces.apply(adapter=replace(faces.adapter, lora=lora), lora_strength=1.0)
 
 
+@pytest.mark.parametrize("part, value, message", [
+    ("3.to_q_lora.up.weight", torch.zeros(48, 2), "attn2.to_q takes 32 channels to 32, the LoRA 32 to 48"),
+    ("2.to_v_lora.down.weight", torch.zeros(2, 16), "attn1.to_v takes 32 channels to 32, the LoRA 16 to 32"),
+    ("2.to_v_lora.down.weight", torch.zeros(3, 32), "attn1.to_v takes 32 channels to 32, the LoRA 32 to 32, by halves of rank 3 and 2"),
+    ("2.to_v_lora.down.weight", torch.zeros(2), r"attn1.to_v it has shapes \[32, 2\] and \[2\], not two matrices"),
+    ("2.to_v_lora.down.weight", None, "attn1.to_v_lora.down.weight is missing"),
+])
+def test_a_lora_of_other_shapes(faces, part, value, message):
+    """ComfyUI would leave the module out and go on."""
+    lora = {**faces.adapter.lora, part: value}
+    if value is None:
+        del lora[part]
+    with pytest.raises(ValueError, match=f"Face Adapter Apply: the LoRA in 'toy' does not fit this model .*{message}"):
+        faces.apply(adapter=replace(faces.adapter, lora=lora), lora_strength=1.0)
+
+
+def test_values_of_another_shape(faces):
+    keys_values = {**faces.adapter.keys_values, 3: (faces.adapter.keys_values[3][0], torch.zeros(48, 64))}
+    with pytest.raises(ValueError, match=r"'toy' is damaged: 3.to_v_ip.weight has shape \[48, 64\] instead of \[32, 64\]"):
+        faces.apply(adapter=replace(faces.adapter, keys_values=keys_values))
+
+
+def test_identities_that_are_not_finite(nano, make_faces):
+    faces = make_faces(nano, plus=True)
+    good = faces.identity()
+    for part, name in (("embedding", "embedding"), ("clip", "CLIP features"), ("grey", "CLIP features of grey")):
+        broken = replace(good, **{part: getattr(good, part) * float("nan")})
+        with pytest.raises(ValueError, match=f"Face Adapter Apply: the {name} of 'identity' hold NaN"):
+            faces.apply(broken)
+    huge = {number: (key * 1e38, value) for number, (key, value) in faces.adapter.keys_values.items()}
+    with pytest.raises(ValueError, match="'toy' turns this identity into NaN or infinite values"):
+        faces.apply(adapter=replace(faces.adapter, keys_values=huge))
+
+
 @pytest.mark.parametrize("widget, value", [("weight", float("nan")), ("weight", -1.0), ("lora_strength", float("inf")), ("start", 2.0)])
 def test_numbers_out_of_range(faces, widget, value):
     with pytest.raises(ValueError, match=f"'{widget}' of Face Adapter Apply"):
