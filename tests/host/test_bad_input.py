@@ -82,7 +82,7 @@ def test_latents(sd15, latent, message):
 
 
 def test_features_that_overflow_name_the_layer(sd15, content):
-    positive = [[sd15.positive[0][0] * float("nan"), {}]]
+    positive = [[sd15.positive[0][0] * 1e37, {}]]
     with pytest.raises(ValueError, match=r"features of layer u1.0 hold NaN"):
         sd15.features(content, positive=positive)
 

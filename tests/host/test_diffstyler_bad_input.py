@@ -199,7 +199,7 @@ def test_decoupled_guidance_is_refused(desk, path):
 
 
 def test_numbers_that_overflow_name_the_step(desk, path):
-    prompt = [[desk.prompts[0][0][0] * float("nan"), {}]]
+    prompt = [[desk.prompts[0][0][0] * 1e37, {}]]
     refused("latent of step 1 of 2 holds NaN", lambda: desk.sample(path, desk.branch(prompt)))
     refused(r"latent of step 2 of 3 holds NaN", lambda: desk.source(prompt=prompt, mode="ddim", steps=2))
     late = replace(path, latents=torch.cat([path.latents[:1], path.latents[1:2] * float("nan"), path.latents[2:]]))
