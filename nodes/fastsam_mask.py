@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ..host.log import log
 from ..segmentation import crops, prompts
 from ..segmentation.masks import Segments, bounds
-from .checks import check_range
+from .checks import check_range, in_range
 from .types import FASTSAM, FastSAMResultType, GuidanceType
 
 NAME = "FastSAM Mask"
@@ -56,10 +56,9 @@ class FastSAMMask(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, fastsam_result, mode=MODES[0], guidance=None, bboxes=None, positive=None, negative=None, text="", pick=prompts.PICKS[0],
                 amount=1.0, min_area=0, dedupe=1.0, invert=False, point_rule=prompts.POINT_RULES[0], text_crop=crops.MODES[0]) -> io.NodeOutput:
-        check_range(NAME, "dedupe", dedupe, 0, 1)
-        check_range(NAME, "min_area", min_area, 0, 2**31 - 1)
         if mode == "box" and bboxes is None:
             raise ValueError(f"{NAME} in mode box has no box. Connect 'bboxes', or choose another mode.")
         if mode == "points" and positive is None:

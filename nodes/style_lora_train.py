@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host import training
-from .checks import check_range
+from .checks import in_range
 from .types import DIFFSTYLER, MAX_SEED
 
 NAME = training.NODE
@@ -51,11 +51,9 @@ class StyleLoRATrain(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, vae, image, caption, rank=16, steps=200, learning_rate=2e-4, resolution=512, seed=0, augment="none", targets="qkv",
                 checkpointing=True, cancel_prefix="loras/style_lora_unfinished") -> io.NodeOutput:
-        for name, value, low, high in (("rank", rank, 1, 256), ("steps", steps, 2, 100000), ("learning_rate", learning_rate, 1e-7, 0.1),
-                                       ("resolution", resolution, 64, 2048), ("seed", seed, 0, MAX_SEED)):
-            check_range(NAME, name, value, low, high)
         return io.NodeOutput(*training.train_style(
             model, vae, image, caption, rank=rank, steps=steps, learning_rate=learning_rate, targets=targets, resolution=resolution, seed=seed,
             augment=augment, checkpointing=checkpointing, prefix=cancel_prefix))
