@@ -40,6 +40,10 @@ TEXTS = {
     ("AtelierDecoupledCFG", "beta"): ({**BAD_VALUES, "101": "between -100 and 100"}, GOOD_VALUES),
     ("AtelierDecoupledCFGGuider", "alpha"): ({**BAD_VALUES, "101": "between -100 and 100"}, GOOD_VALUES),
     ("AtelierDecoupledCFGGuider", "beta"): ({**BAD_VALUES, "101": "between -100 and 100"}, GOOD_VALUES),
+    ("AtelierStyleLoRATrain", "cancel_prefix"): (
+        {"": "''", " ": "' '", "../x": "'../x'", "loras/../../x": "no file in the output", "/tmp/x": "'/tmp/x'", "C:\\x": "no file", "..\\x": "no file",
+         "a\0b": "no file", "a" * 300: "no file", "a\nb": "no file"},
+        ["loras/style_lora_unfinished", "x", "loras\\x", "a b/ü", "%year%/x", "a/../b", "loras/"]),
     ("AtelierFastSAMSegment", "size"): ({1000: "multiple of 32", 0: "between 32 and 4096", 4128: "between 32 and 4096"}, [32, 1024, 4096]),
 }
 
@@ -56,8 +60,37 @@ def test_what_no_model_understands(node, name):
         assert CHECKING[node](**{name: value}) is True, value
 
 
+POINTS = '[{"x": 3, "y": 4}]'
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"mode": "lines"}, "It must be one of everything, box, points, text"),
+    ({"mode": "box"}, "no box. Connect 'bboxes'"),
+    ({"mode": "points"}, "no points. Connect 'positive'"),
+    ({"mode": "points", "negative": POINTS}, "no points. Connect 'positive'"),
+    ({"mode": "points", "positive": "3, 4"}, "'positive' of FastSAM Mask is not a list of points: '3, 4'. It must look like"),
+    ({"mode": "points", "positive": POINTS, "negative": '[{"x": 3}]'}, "'negative' of FastSAM Mask is not a list of points"),
+    ({"mode": "points", "positive": '[{"x": -1, "y": 0}]'}, "'positive' of FastSAM Mask has a point at (-1, 0)"),
+    ({"mode": "text", "text": "hat"}, "no guidance. Connect CLIP Similarity Loader"),
+    ({"mode": "text", "text": " ", "guidance": None}, "no text. Write what the mask should show"),
+])
+def test_a_mode_of_fastsam_mask_without_its_prompt(given, words):
+    """What is linked is None when a run is queued, and what is neither linked nor written is not given."""
+    assert words in CHECKING["AtelierFastSAMMask"](**given)
+
+
+@pytest.mark.parametrize("given", [
+    {"mode": "everything", "positive": "junk"}, {"mode": "box", "bboxes": None}, {"mode": "points", "positive": None, "negative": None},
+    {"mode": "points", "positive": POINTS}, {"mode": "points", "positive": ""}, {"mode": "text", "guidance": None, "text": None},
+    {"mode": "text", "guidance": None, "text": "hat"}, {"mode": None, "text": ""}, {},
+])
+def test_a_mode_of_fastsam_mask_with_its_prompt(given):
+    assert CHECKING["AtelierFastSAMMask"](**given) is True
+
+
 def test_every_check_has_its_cases():
-    assert {(node, name) for node, function in CHECKING.items() for name in inspect.getfullargspec(function).args[1:]} == set(TEXTS)
+    named = {(node, name) for node, function in CHECKING.items() for name in inspect.getfullargspec(function).args[1:]}
+    assert {(node, name) for node, name in named if node != "AtelierFastSAMMask"} == set(TEXTS)
 
 
 @pytest.mark.parametrize("node", CHECKING)
@@ -66,9 +99,10 @@ def test_comfyui_still_checks_the_rest(node):
     spec = inspect.getfullargspec(CHECKING[node])
     inputs = {item.id: item for item in NODES[node].SCHEMA.inputs}
     assert spec.varkw is None and len(spec.defaults) == len(spec.args) - 1
+    own = {("AtelierFastSAMSegment", "size"), ("AtelierFastSAMMask", "mode")}  # these check range and choices themselves
     for name in spec.args[1:]:
-        assert isinstance(inputs[name], io.String.Input) or (node, name) == ("AtelierFastSAMSegment", "size")
-    assert CHECKING[node](**{name: inputs[name].default for name in spec.args[1:]}) is True
+        assert (node, name) in own or not {"min", "max", "options"} & set(inputs[name].as_dict()), name
+    assert CHECKING[node](**{name: default(NODES[node], name) for name in spec.args[1:]}) is True
 
 
 @pytest.mark.parametrize("node, item", NUMBERS, ids=[f"{node}-{item.id}" for node, item in NUMBERS])
