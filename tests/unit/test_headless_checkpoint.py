@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_named(tmp_path, shapes, told):
     ("a.ckpt", b"PK\x03\x04....", "pickle, which can run code"), ("a.safetensors", b"\x80\x02}q\0", "pickle"), ("a.pt", b"anything", "pickle"),
     ("a.safetensors", b"", "it is empty"), ("a.safetensors", b"no checkpoint", "damaged"), ("a.gguf", b"GGUF....", "GGUF"),
     ("a.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-    ("a.safetensors", b"\n<!DOCTYPE html><html>", "a web page"), ("a.safetensors", b"\xff\xd8\xff" + bytes(90), "damaged"),
+    ("a.safetensors", b"\n<!DOCTYPE html><html>", "a web page"), ("a.safetensors", b"\xff\xd8\xff" + bytes(90), "is a picture"),
     ("a.safetensors", (200).to_bytes(8, "little") + b'{"x": ', "cut off in its header"),
     ("a.safetensors", (10**15).to_bytes(8, "little") + b'{"x": ', "damaged"),
     ("a.safetensors", (6).to_bytes(8, "little") + b"{nojs}", "header cannot be read"),
