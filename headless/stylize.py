@@ -158,7 +158,7 @@ def on_server(args, start, display: Display, work):
         if is_file:
             args.checkpoint = checkpoint.name
         try:
-            return work(server.client, server.process.args[0])
+            return work(server.client, server.python)
         except ServerError as error:
             if server.process.poll() is None:
                 raise

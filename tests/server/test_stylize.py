@@ -52,6 +52,7 @@ def same(first, second):
     return ImageChops.difference(Image.open(first).convert("RGB"), Image.open(second).convert("RGB")).getbbox() is None
 
 
+@pytest.mark.quick
 def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path):
     """Both styles of this one, which no option names; the server has none of them."""
     result = atelier("stylize", "--server", server.client.url, "--workflow", "diffstyler_demo_regions", "--set", "Train style 1.steps=2",
@@ -60,6 +61,7 @@ def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path)
     assert Image.open(tmp_path / "content_style-neon_style-watercolor.png").size == (256, 256)
 
 
+@pytest.mark.quick
 def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
     fresh = ["--set", "Content features.seed=4711", "--seed", "4711"]  # nothing of it is in the server's cache
     result = stylize(*fresh)
@@ -101,6 +103,7 @@ def test_content_and_style_are_not_exchanged(stylize, client, pictures):
         assert status == 200 and data == path.read_bytes()
 
 
+@pytest.mark.quick
 def test_a_person_in_a_style(atelier, server, client, tmp_path):
     """The demo of FastFace, whose only picture is the face; another face with the same seed is another picture."""
     def draw(*face):
