@@ -66,7 +66,7 @@ def loads(name):
     })
 
 
-SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, 512 x 512.{side}=64")]
+SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
 
 
 def test_a_photo_a_style_and_a_checkpoint_are_enough(atelier, pictures, checkpoint, tmp_path):
