@@ -43,6 +43,7 @@ def choose(mode, **sockets):
                        "invert": False, "point_rule": "paint", "text_crop": "cutout", **sockets}}
 
 
+@pytest.mark.quick
 def test_a_point_becomes_a_box_becomes_a_mask_on_the_grid(client, workflow):
     first, = client.images(client.run(workflow))
     grid = np.asarray(Image.open(io.BytesIO(client.download(first))).convert("L"))
