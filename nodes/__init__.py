@@ -19,6 +19,7 @@ from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -47,6 +48,7 @@ NODES = [
     FewStepPreset,
     FastSAMLoader,
     FastSAMSegment,
+    PickPoints,
     CLIPSimilarityLoader,
     FastSAMMask,
     MaskToLatentGrid,

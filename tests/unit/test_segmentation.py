@@ -612,3 +612,25 @@ def test_any_other_mask_can():
     assert torch.equal(REAL.masks.checked(torch.tensor([[-1., .5], [2, 1]]), (8, 8), "x"), torch.tensor([[[0., .5], [1, 1]]]))
     assert REAL.masks.checked(torch.ones(3, 100, 199), (8, 16), "x").shape == (3, 100, 199)     # within 1 %
     assert REAL.masks.checked(torch.ones(2, 8, 8, dtype=torch.bool), (8, 8), "x").dtype == torch.float32
+
+
+@pytest.mark.parametrize("text, points", [
+    ("", []),
+    (" \n ", []),
+    ("120,80", [(False, 120, 80)]),
+    ("+120,80 -40,30", [(False, 120, 80), (True, 40, 30)]),
+    ("+ 120 , 80;-40.9,30.2\n7,8;", [(False, 120, 80), (True, 40, 30), (False, 7, 8)]),
+    ("0,0 0,0", [(False, 0, 0), (False, 0, 0)]),
+])
+def test_signed_points(text, points):
+    assert REAL.prompts.parse_signed(text) == points
+
+
+@pytest.mark.parametrize("text, number, word", [
+    ("here", 1, "here"), ("1,2 3", 2, "3"), ("1,2,3", 1, "1,2,3"), ("1,2 --3,4", 2, "--3,4"), ("1,2+3,4", 1, "1,2+3,4"), ("nan,1", 1, "nan,1"),
+    ("1e3,1", 1, "1e3,1"), (",", 1, ","), ('[{"x": 1, "y": 2}]', 1, '[{"x":'), ("1" * 5000 + ",1", 1, "1" * 80), ("٣,٤", 1, "٣,٤"),
+])
+def test_bad_signed_points_are_named(text, number, word):
+    with pytest.raises(ValueError) as error:
+        REAL.prompts.parse_signed(text)
+    assert str(error.value).startswith(f"Point {number} is {word!r}, which is no point. Write x,y") and REAL.prompts.SIGNED in str(error.value)
