@@ -65,7 +65,7 @@ def test_a_point_becomes_a_box_becomes_a_mask_on_the_grid(client, workflow):
 
 @pytest.mark.parametrize("changes, words", [
     ({"5": choose("points")}, "mode points has no points. Connect 'positive'"),
-    ({"4": {"class_type": "PrimitiveString", "inputs": {"value": "here"}}}, "is not a list of points: 'here'"),
+    ({"4": {"class_type": "PrimitiveString", "inputs": {"value": "here"}}, "5": choose("points", positive=["4", 0])}, "is not a list of points: 'here'"),
     (points("40,70 120"), "Point 2 is '120', which is no point. Write x,y in pixels"),
     (points("160,70"), "'points' of Pick Points has a point at (160, 70), outside the picture of 160 x 128 pixels"),
     ({"5": choose("text")}, "mode text has no guidance. Connect CLIP Similarity Loader"),
