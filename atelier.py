@@ -218,7 +218,7 @@ def run_pictures(arguments: list, display: Display) -> int:
     """The pictures of the README and of the help pages, drawn anew: for whoever changes the demo model or a workflow."""
     with own_server(display, [])(None) as server:
         server.wait(lambda seconds: display.show(f"Starting ComfyUI ... {seconds:.0f} s", key="start"))
-        return environment(display).run_module("headless.pictures", "--server", server.client.url, *arguments)
+        return environment(display).run_module("headless.help_pictures", "--server", server.client.url, *arguments)
 
 
 def split(arguments: list) -> tuple:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from portrait_atelier.headless.pictures import PICTURES
+from portrait_atelier.headless.help_pictures import PICTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
-NAMES = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", "zh")}
+NAMES = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+         for language in ("en", "zh")}
 SECTIONS = {"en": ("Input", "Inputs", "Output", "Outputs"), "zh": ("输入", "输出")}
 # Choices of an input that are spelt like an input.
 CHOICES = {"AtelierFastSAMMask": {"text"}, "AtelierLoRACrossInjection": {"source"}}
@@ -33,8 +34,8 @@ def test_names_are_those_on_the_node(node, language):
     text, known = page(node, language), names(node, language)
     assert text.startswith(f"# {NAMES[language][node]['display_name']}\n")
     sections = dict(re.findall(r"^## (.*)\n([^#]*)", text, re.M))
-    listed = {name for section in SECTIONS[language] for line in re.findall(r"^- ([^:：]*)[:：]", sections.get(section, ""), re.M)
-              for name in re.findall(r"`(.*?)`", line)}
+    lists = "".join(sections.get(section, "") for section in SECTIONS[language])
+    listed = {name for line in re.findall(r"^- ([^:：]*)[:：]", lists, re.M) for name in re.findall(r"`(.*?)`", line)}
     assert listed == set(known.values())
     quoted = set(re.findall(r"`([^`\n]*)`", text)) | set(re.findall(r"\*\*([^*\n]*)\*\*", text))
     other = {name for name, shown in known.items() if shown != name} - CHOICES.get(node, set()) - set(known.values())
@@ -50,10 +51,12 @@ def test_no_tables_and_no_blocks(node, language):
 def test_every_picture_is_drawn_by_the_command_and_shown_in_both_languages():
     """The editor looks for a page's pictures from web/docs, not from the page."""
     drawn = {path for path in PICTURES if path.startswith("web/docs/")}
-    assert {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*") if path.is_file() and path.suffix != ".md"} == drawn
+    files = {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*") if path.is_file() and path.suffix != ".md"}
+    assert files == drawn
     for language in ("en", "zh"):
-        shown = [f"web/docs/{path}" for node in NAMES["en"] for path in re.findall(r"!\[[^\]]+\]\(([^)]*)\)\n\n\*.+\*\n", page(node, language))]
-        assert sorted(shown) == sorted(drawn)
+        text = "".join(page(node, language) for node in NAMES["en"])
+        captioned = re.findall(r"!\[[^\]]+\]\(([^)]*)\)\n\n\*.+\*\n", text)
+        assert sorted(f"web/docs/{path}" for path in captioned) == sorted(drawn)
 
 
 def test_pictures_are_small():

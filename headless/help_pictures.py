@@ -30,8 +30,8 @@ class Studio:
         for node, entry in graph.items():
             called = title(graph, node)
             if entry["class_type"] in ("LoadImage", "AtelierDemoPicture"):
-                given = pictures.get(called.lower()) or next(iter(entry["inputs"].values()))
-                graph[node] = {**entry, "class_type": "LoadImage", "inputs": {"image": self.upload(given)}}
+                picture = self.upload(pictures.get(called.lower()) or next(iter(entry["inputs"].values())))
+                graph[node] = {**entry, "class_type": "LoadImage", "inputs": {"image": picture}}
             elif prompt and called in ("Prompt", "Caption"):
                 entry["inputs"]["text"] = prompt
         return graph
@@ -44,7 +44,7 @@ class Studio:
         return self.client.upload(data.getvalue(), "picture.png")
 
     def draw(self, graph: dict, **settings) -> Image.Image:
-        """What Save Image "Result" saves. settings: CLASS__INPUT=value, for every node of that class (less "Atelier")."""
+        """What Save Image "Result" saves. settings: CLASS__INPUT=value for every node of that class, less "Atelier"."""
         graph = copy.deepcopy(graph)
         for name, value in settings.items():
             kind, _, name = name.partition("__")
@@ -84,8 +84,8 @@ def replaced(graph: dict, kind: str, by: str, **inputs) -> dict:
 def shown(graph: dict, link: list) -> dict:
     """The graph that ends in Save Image "Result" of `link` alone: unneeded nodes are not run."""
     graph = {node: entry for node, entry in graph.items() if entry["class_type"] not in ("SaveImage", "PreviewImage")}
-    return {**graph, "shown": {"class_type": "SaveImage", "inputs": {"images": link, "filename_prefix": "atelier-shown"},
-                               "_meta": {"title": "Result"}}}
+    result = {"images": link, "filename_prefix": "atelier-shown"}
+    return {**graph, "shown": {"class_type": "SaveImage", "inputs": result, "_meta": {"title": "Result"}}}
 
 
 def shipped(name: str) -> Image.Image:
@@ -94,8 +94,8 @@ def shipped(name: str) -> Image.Image:
 
 def circle(center: tuple, radius: int) -> Image.Image:
     """A white disc on black, 256 x 256."""
-    picture = Image.new("RGB", (256, 256))
-    ImageDraw.Draw(picture).ellipse([*(value - radius for value in center), *(value + radius for value in center)], fill="white")
+    picture, (x, y) = Image.new("RGB", (256, 256)), center
+    ImageDraw.Draw(picture).ellipse([x - radius, y - radius, x + radius, y + radius], fill="white")
     return picture
 
 
@@ -126,8 +126,8 @@ def pair(content: str, style: str) -> list:
 
 
 def features(studio):
-    return pair("content", "style-neon") + row(studio, studio.load("zepo_demo", **NEON), "ConsistencyFeatureExtract__timestep",
-                                               (0, 99, 299, 499))
+    graph = studio.load("zepo_demo", **NEON)
+    return pair("content", "style-neon") + row(studio, graph, "ConsistencyFeatureExtract__timestep", (0, 99, 299, 499))
 
 
 def merge(studio):
@@ -135,8 +135,8 @@ def merge(studio):
 
 
 def style_enhancement(studio):
-    return pair("content", "style-neon") + row(studio, studio.load("zepo_demo", **NEON), "SEACPatch__style_enhancement",
-                                               (0.8, 1.0, 1.2, 1.5))
+    graph = studio.load("zepo_demo", **NEON)
+    return pair("content", "style-neon") + row(studio, graph, "SEACPatch__style_enhancement", (0.8, 1.0, 1.2, 1.5))
 
 
 def strength(studio):
@@ -154,28 +154,33 @@ def person(studio, **pictures) -> dict:
 def weight(studio):
     graph = person(studio)
     off = studio.draw(graph, FaceAdapterApply__weight=0.0, FaceAdapterApply__lora_strength=0.0)
-    return [("face", shipped("content-2")), ("no adapter", off)] + row(studio, graph, "FaceAdapterApply__weight", (0.2, 0.4, 0.8, 1.2))
+    tiles = row(studio, graph, "FaceAdapterApply__weight", (0.2, 0.4, 0.8, 1.2))
+    return [("face", shipped("content-2")), ("no adapter", off), *tiles]
 
 
-def scale_power(studio):
-    graph = put_weight(bypass(studio.load("fastface_demo", "portrait, cartoon", face="content-2"), "DecoupledCFG"))
-    both = lambda value: studio.draw(graph, ScalePowerAttention__scale_down=value, ScalePowerAttention__scale_up=value)
-    return [("face", shipped("content-2")), ("without", studio.draw(bypass(graph, "ScalePowerAttention"))), ("defaults", studio.draw(graph)),
-            ("both scales 3", both("3"))]
-
-
-def put_weight(graph: dict, value: float = 0.4) -> dict:
+def weak(studio) -> dict:
+    """The demo graph without guidance, with an adapter of half the weight, so that a node that strengthens it shows."""
+    graph = bypass(studio.load("fastface_demo", "portrait, cartoon", face="content-2"), "DecoupledCFG")
     for node in of(graph, "FaceAdapterApply"):
-        graph[node]["inputs"]["weight"] = value
+        graph[node]["inputs"]["weight"] = 0.4
     return graph
 
 
+def strengthened(studio, graph: dict, label: str, **settings) -> list:
+    without = studio.draw(bypass(weak(studio), "ScalePowerAttention"))
+    return [("face", shipped("content-2")), ("without", without), ("defaults", studio.draw(graph)),
+            (label, studio.draw(graph, **settings))]
+
+
+def scale_power(studio):
+    both = {"ScalePowerAttention__scale_down": "3", "ScalePowerAttention__scale_up": "3"}
+    return strengthened(studio, weak(studio), "both scales 3", **both)
+
+
 def softmax(studio):
-    plain = put_weight(bypass(studio.load("fastface_demo", "portrait, cartoon", face="content-2"), "DecoupledCFG"))
-    graph = replaced(plain, "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention", sharpness="7.5, 5, 5, 5", quantile=0.65,
-                     scale="1, 1.55, 1.55, 1.55", adain_weight=0.3, layers="d,u", start=0.0, end=1.0, coupling="rows")
-    return [("face", shipped("content-2")), ("without", studio.draw(bypass(plain, "ScalePowerAttention"))), ("defaults", studio.draw(graph)),
-            ("scale 3", studio.draw(graph, ScheduledSoftmaxAttention__scale="3"))]
+    graph = replaced(weak(studio), "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention", layers="d,u", start=0.0,
+                     end=1.0, sharpness="7.5, 5, 5, 5", quantile=0.65, scale="1, 1.55, 1.55, 1.55", adain_weight=0.3, coupling="rows")
+    return strengthened(studio, graph, "scale 3", ScheduledSoftmaxAttention__scale="3")
 
 
 def guidance(studio):
@@ -202,8 +207,8 @@ def few_steps(studio, steps: int = 4, formulation: str = "") -> Image.Image:
     guider["inputs"] |= {"model": ["preset", 0], **prompts}
     graph["guider"] = {**BASE, **guider}
     graph[sampler] = {**BASE, "class_type": "SamplerCustomAdvanced",
-                      "inputs": {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["preset", 1], "sigmas": ["preset", 2],
-                                 "latent_image": given["latent_image"]}}
+                      "inputs": {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["preset", 1],
+                                 "sigmas": ["preset", 2], "latent_image": given["latent_image"]}}
     return studio.draw(bypass(graph, "ModelSamplingDiscrete") if lcm else graph)
 
 
@@ -212,7 +217,8 @@ def preset(studio):
 
 
 def formulations(studio):
-    return [("no guidance", few_steps(studio))] + [(name, few_steps(studio, 4, name)) for name in ("DCG_1", "DCG_2", "DCG_3")]
+    guided = [(name, few_steps(studio, 4, name)) for name in ("DCG_1", "DCG_2", "DCG_3")]
+    return [("no guidance", few_steps(studio)), *guided]
 
 
 def crop(studio):
@@ -224,7 +230,7 @@ def crop(studio):
 def people(studio):
     tiles = []
     for face in ("content", "content-2", "style-watercolor"):
-        tiles += [("face", shipped(face)), ("drawn", studio.draw(put_weight(person(studio, face=face), 0.8)))]
+        tiles += [("face", shipped(face)), ("drawn", studio.draw(person(studio, face=face)))]
     return tiles
 
 
@@ -262,7 +268,8 @@ def injection(studio):
 
 
 def trajectory(studio):
-    return pair("content", "style-neon") + row(studio, studio.load("diffstyler_demo"), "SourceTrajectory__mode", ("ddim", "forward"))
+    graph = studio.load("diffstyler_demo")
+    return pair("content", "style-neon") + row(studio, graph, "SourceTrajectory__mode", ("ddim", "forward"))
 
 
 def grid(studio):
@@ -271,7 +278,8 @@ def grid(studio):
     added = {"mask": ("LoadImageMask", {"image": studio.upload(region), "channel": "red"}),
              "grid": ("AtelierMaskToLatentGrid", {"mask": ["mask", 0], "latent": latent, "grow": 0, "feather": 0, "row": -1}),
              "seen": ("MaskToImage", {"mask": ["grid", 0]}),
-             "large": ("ImageScale", {"image": ["seen", 0], "upscale_method": "nearest-exact", "width": 256, "height": 256, "crop": "disabled"})}
+             "large": ("ImageScale", {"image": ["seen", 0], "upscale_method": "nearest-exact", "crop": "disabled",
+                                      "width": 256, "height": 256})}
     graph |= {node: {**BASE, "class_type": kind, "inputs": inputs} for node, (kind, inputs) in added.items()}
     graph = shown(graph, ["large", 0])
     return [("mask", region), ("grid", studio.draw(graph)), ("grow 32", studio.draw(graph, MaskToLatentGrid__grow=32)),
@@ -282,9 +290,10 @@ def grid(studio):
 
 def demo(studio):
     styles = ("style-neon", "style-popart", "style-sepia", "style-ink")
-    drawn = [studio.draw(studio.load("zepo_demo", content="content", style=style), SEACPatch__style_enhancement=1.5) for style in styles]
-    return [("content", shipped("content"))] + [("style", shipped(style)) for style in styles] + [
-        ("no style", studio.draw(studio.load("zepo_demo"), SEACPatch__strength=0.0))] + [("result", picture) for picture in drawn]
+    graphs = [studio.load("zepo_demo", content="content", style=style) for style in styles]
+    given = [("content", shipped("content"))] + [("style", shipped(style)) for style in styles]
+    plain = ("no style", studio.draw(graphs[0], SEACPatch__strength=0.0))
+    return [*given, plain] + [("result", studio.draw(graph, SEACPatch__style_enhancement=1.5)) for graph in graphs]
 
 
 def faces(studio):
@@ -296,8 +305,8 @@ def faces(studio):
 
 def restyle(studio):
     strength = row(studio, studio.load("diffstyler_demo"), "FastSAMMaskBlend__strength", (0.0, 1.0))
-    return [("content", shipped("content")), ("learnt from", shipped("style-neon")), ("word alone", strength[0][1]), ("word and LoRA", strength[1][1]),
-            ("left half", styled(studio)[-1][1])]
+    return [("content", shipped("content")), ("learnt from", shipped("style-neon")), ("word alone", strength[0][1]),
+            ("word and LoRA", strength[1][1]), ("left half", styled(studio)[-1][1])]
 
 
 DOCS = "web/docs/Atelier"
@@ -319,7 +328,7 @@ PICTURES = {  # file: (tiles, columns); neighbours share what ComfyUI keeps
 def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py pictures", description=__doc__.split("\n\n")[0])
     parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only those with this in their path, as SEACPatch; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only those with this in their path, as SEACPatch; else all")
     args = parser.parse_args()
     studio = Studio(Client(args.server))
     for path, (tiles, columns) in PICTURES.items():
