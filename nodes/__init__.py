@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from ..host import pictures
 from .clip_similarity_loader import CLIPSimilarityLoader
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
@@ -9,6 +10,7 @@ from .decoupled_cfg import DecoupledCFG
 from .decoupled_cfg_guider import DecoupledCFGGuider
 from .demo_face_loader import DemoFaceLoader
 from .demo_model_loader import DemoModelLoader
+from .demo_picture import DemoPicture
 from .face_adapter_apply import FaceAdapterApply
 from .face_adapter_loader import FaceAdapterLoader
 from .face_analysis_loader import FaceAnalysisLoader
@@ -29,6 +31,7 @@ from .token_merge import TokenMerge
 NODES = [
     DemoModelLoader,
     DemoFaceLoader,
+    DemoPicture,
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
@@ -59,4 +62,5 @@ class Atelier(ComfyExtension):
 
 
 def extension() -> Atelier:
+    pictures.offer()
     return Atelier()

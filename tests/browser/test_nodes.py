@@ -32,6 +32,7 @@ WIDGETS = {
     "AtelierMaskToLatentGrid": (["grow", "feather"], ["row"]),
     "AtelierCLIPSimilarityLoader": (["model"], []),
     "AtelierDemoFaceLoader": ([], []),
+    "AtelierDemoPicture": (["image", "upload"], []),
 }
 # Make a node, and tell what the editor knows of it, in the form of locales/*/nodeDefs.json.
 TELL = """type => {

@@ -21,7 +21,7 @@ SCHEMAS = {schema.node_id: schema for schema in schemas()}
 
 
 def test_the_set_of_nodes():
-    assert {"AtelierDemoModelLoader", "AtelierDemoFaceLoader", "AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
+    assert {"AtelierDemoModelLoader", "AtelierDemoFaceLoader", "AtelierDemoPicture", "AtelierConsistencyFeatureExtract", "AtelierTokenMerge", "AtelierSEACPatch", "AtelierFaceAdapterApply",
             "AtelierFaceAnalysisLoader", "AtelierFaceAdapterLoader", "AtelierFaceIdentityEncode",
             "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention",
             "AtelierStyleLoRATrain", "AtelierSourceTrajectory", "AtelierFastSAMMaskBlend", "AtelierLoRACrossInjection",
