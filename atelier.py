@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
 
-    python3 atelier.py stylize [--content F] [--style F] [--output F] ...   stylize a portrait (--help lists all)
+    python3 atelier.py stylize [CONTENT [STYLE]] [--checkpoint F] ...      stylize a portrait (--help lists all)
+    python3 atelier.py models                                              files of weights: needed, there, and where to get them
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
     python3 atelier.py test [PYTEST ARGUMENTS]                             all tests
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
@@ -45,7 +46,9 @@ from headless.environment import HOME, command, environment  # noqa: E402
 from headless.errors import AtelierError, ServerError  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.server import LocalServer, free_port, require_free, stop_group  # noqa: E402
-from headless.stylize import PICTURES, add_arguments, stylize  # noqa: E402
+from headless.models import report  # noqa: E402
+from headless.pictures import SHIPPED as PICTURES  # noqa: E402
+from headless.stylize import add_arguments, stylize  # noqa: E402
 from headless.train_style import add_train_arguments, train_style  # noqa: E402
 
 
@@ -60,9 +63,19 @@ def run_stylize(arguments: list, display: Display) -> int:
                     allow_abbrev=False)
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    path = stylize(options, own_server(display, extra), display)
+    paths = stylize(options, own_server(display, extra), display)
     display.clear()
-    print(path)
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def run_models(arguments: list, display: Display) -> int:
+    parser = Parser("atelier.py models", description="Which files of weights the workflows need, which are there, and where to get "
+                    "the others.", allow_abbrev=False)
+    parser.add_argument("--server", metavar="URL", help="ask the ComfyUI that runs there instead of looking into folders")
+    text = report(parser.parse_args(arguments).server, display)
+    display.clear()
+    print(text)
     return 0
 
 
@@ -226,8 +239,9 @@ def split(arguments: list) -> tuple:
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-style": run_train_style, "train-demo": run_train_demo,
-            "evaluate": run_evaluate, "pictures": run_pictures}
+COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
+            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
+            "pictures": run_pictures}
 
 
 def interrupt(*_):
@@ -245,7 +259,8 @@ def main(arguments: list) -> int:
             print(__doc__)
             return 0 if arguments else 2
         if arguments[0] not in COMMANDS:
-            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}")
+            meant = f"; for a picture: stylize {' '.join(arguments)}" if Path(arguments[0]).is_file() else ""
+            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}{meant}")
         return COMMANDS[arguments[0]](arguments[1:], display)
     except (AtelierError, OSError) as error:
         display.say(f"atelier.py: {error}")
