@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from ..training import style_lora as maths
 from .extract import check_latent
 from .log import log
-from .trajectory import UNSUPPORTED
+from .prompts import UNSUPPORTED, check_prompt
 from .unet import attention_layers, family, transformers
 
 NODE = "Style LoRA Train"
@@ -43,7 +43,7 @@ def train_style(model, vae, pictures: torch.Tensor, caption: list, *, rank: int,
     """
     attention_layers(model)
     prediction, alphas = schedule(model)
-    check_caption(caption)
+    check_caption(model, caption)
     pictures = opaque(pictures)
     flip, window = AUGMENTS[augment]
     latents = encoded(model, vae, pictures, resolution, flip)
@@ -179,15 +179,14 @@ def schedule(model) -> tuple[str, torch.Tensor]:
     return kind, (1 / (1 + table.sigmas.double() ** 2)).float().cpu().clone()
 
 
-def check_caption(caption: list) -> None:
+def check_caption(model, caption: list) -> None:
     """Raises ValueError unless it is one prompt for the whole picture at all times."""
     if len(caption) != 1:
         raise ValueError(f"'caption' of {NODE} holds {len(caption)} prompts. Connect one CLIP Text Encode, without Combine.")
     found = [key for key in UNSUPPORTED if caption[0][1].get(key) is not None]
     if found:
         raise ValueError(f"'caption' of {NODE} carries '{found[0]}', which training cannot follow. Connect the CLIP Text Encode itself.")
-    if not torch.isfinite(caption[0][0]).all():
-        raise ValueError(f"'caption' of {NODE} holds NaN or infinite values. Check the text encoder.")
+    check_prompt(model, caption, f"'caption' of {NODE}")
 
 
 def opaque(pictures: torch.Tensor) -> torch.Tensor:

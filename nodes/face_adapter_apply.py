@@ -1,4 +1,3 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.face_adapter import NODE, patched
@@ -50,7 +49,5 @@ class FaceAdapterApply(io.ComfyNode):
         for name, value, high in [("weight", weight, 3), ("lora_strength", lora_strength, 2), ("shortcut", shortcut, 3),
                                   ("start", start, 1), ("end", end, 1)]:
             check_range(NODE, name, value, 0, high)
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NODE} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(model, adapter, identity, weight=weight, lora_strength=lora_strength, shortcut=shortcut, start=start,
                                      end=end, mask=mask, skip_middle=skip_middle))

@@ -1,4 +1,3 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.seac import patched
@@ -58,8 +57,6 @@ class SEACPatch(io.ComfyNode):
         check_range(NAME, "style_enhancement", style_enhancement, 0, 3)
         for name, value in {"strength": strength, "style_share": style_share, "start": start, "end": end}.items():
             check_range(NAME, name, value, 0, 1)
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NAME} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(
             model, source, reference, style_enhancement=style_enhancement, strength=strength, style_share=style_share, start=start,
             end=end, layers=layers, mask=mask, per_group=balance == "images", cycle=pairing == "cycle"))

@@ -602,6 +602,8 @@ def test_grow_and_feather():
     (torch.zeros(1, 64, 80), "^The mask of X is 80 x 64, another shape than the latent's 8 x 8"),
     (torch.full((1, 64, 64), float("nan")), "^The mask of X holds NaN"),
     (torch.full((1, 64, 64), float("inf")), "^The mask of X holds NaN or infinite"),
+    (torch.zeros(1, 64, 64, 3), r"^The mask of X has dimensions \[1, 64, 64, 3\], but a mask is \[masks, height, width\].*Convert Image to Mask"),
+    (torch.zeros(64), r"^The mask of X has dimensions \[64\]"),
 ])
 def test_masks_that_cannot_be_used(mask, message):
     with pytest.raises(ValueError, match=message):
@@ -612,3 +614,20 @@ def test_any_other_mask_can():
     assert torch.equal(REAL.masks.checked(torch.tensor([[-1., .5], [2, 1]]), (8, 8), "x"), torch.tensor([[[0., .5], [1, 1]]]))
     assert REAL.masks.checked(torch.ones(3, 100, 199), (8, 16), "x").shape == (3, 100, 199)     # within 1 %
     assert REAL.masks.checked(torch.ones(2, 8, 8, dtype=torch.bool), (8, 8), "x").dtype == torch.float32
+    assert REAL.masks.checked(torch.ones(2, 1, 4, 9), None, "x").shape == (2, 4, 9)      # one channel; only sampling knows the size
+
+
+@pytest.mark.parametrize("width, height, size", [
+    (512, 512, (64, 64)), (519, 512, (64, 64)), (512, 519, (64, 64)), (2018, 2000, (250, 250)), (300, 200, (12, 18)), (303, 207, (12, 18)),
+])
+def test_masks_of_the_picture_that_was_encoded(width, height, size):
+    """1 %, or what encoding cut off: up to one cell a side."""
+    REAL.masks.check_aspect((height, width), size, "x")
+
+
+@pytest.mark.parametrize("width, height, size", [
+    (521, 512, (64, 64)), (512, 521, (64, 64)), (2022, 2000, (250, 250)), (2000, 2025, (250, 250)), (400, 100, (64, 64)), (512, 768, (96, 48)),
+])
+def test_masks_of_another_shape(width, height, size):
+    with pytest.raises(ValueError, match=f"x is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}"):
+        REAL.masks.check_aspect((height, width), size, "x")
