@@ -178,8 +178,9 @@ def scale_power(studio):
 
 
 def softmax(studio):
-    graph = replaced(weak(studio), "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention", layers="d,u", start=0.0,
-                     end=1.0, sharpness="7.5, 5, 5, 5", quantile=0.65, scale="1, 1.55, 1.55, 1.55", adain_weight=0.3, coupling="rows")
+    graph = replaced(weak(studio), "AtelierScalePowerAttention", "AtelierScheduledSoftmaxAttention", layers="d,u",
+                     start=0.0, end=1.0, sharpness="7.5, 5, 5, 5", quantile=0.65, scale="1, 1.55, 1.55, 1.55",
+                     adain_weight=0.3, coupling="rows")
     return strengthened(studio, graph, "scale 3", ScheduledSoftmaxAttention__scale="3")
 
 
@@ -242,6 +243,10 @@ def words(studio):
     return tiles
 
 
+def gallery(studio):
+    return [(path.stem, shipped(path.stem)) for path in sorted(SHIPPED.glob("*.png"))]
+
+
 # --- DiffStyler
 
 def trained(studio):
@@ -253,7 +258,8 @@ def trained(studio):
 def styled(studio):
     graph, region = studio.load("diffstyler_demo"), Image.new("RGB", (256, 256))
     region.paste("white", (0, 0, 128, 256))
-    graph["mask"] = {**BASE, "class_type": "LoadImageMask", "inputs": {"image": studio.upload(region), "channel": "red"}}
+    graph["mask"] = {**BASE, "class_type": "LoadImageMask",
+                     "inputs": {"image": studio.upload(region), "channel": "red"}}
     masked = studio.draw(graph, FastSAMMaskBlend__mask=["mask", 0])
     return pair("content", "style-neon") + row(studio, graph, "FastSAMMaskBlend__strength", (0.0, 1.0)) + [
         ("mask", region), ("1.0 with mask", masked)]
@@ -261,8 +267,8 @@ def styled(studio):
 
 def injection(studio):
     graph = studio.load("diffstyler_demo")
-    return [("content", shipped("content")),
-            ("none", studio.draw(graph, LoRACrossInjection__feature_until=1000, LoRACrossInjection__attention_until=1000)),
+    never = {"LoRACrossInjection__feature_until": 1000, "LoRACrossInjection__attention_until": 1000}
+    return [("content", shipped("content")), ("none", studio.draw(graph, **never)),
             ("f=4;sa=4-11", studio.draw(graph, LoRACrossInjection__layers="f=4;sa=4-11")),
             ("auto", studio.draw(graph, LoRACrossInjection__layers="auto"))]
 
@@ -276,7 +282,8 @@ def grid(studio):
     graph = studio.load("zepo_demo")
     region, latent = circle((118, 110), 52), graph[of(graph, "KSampler")[0]]["inputs"]["latent_image"]
     added = {"mask": ("LoadImageMask", {"image": studio.upload(region), "channel": "red"}),
-             "grid": ("AtelierMaskToLatentGrid", {"mask": ["mask", 0], "latent": latent, "grow": 0, "feather": 0, "row": -1}),
+             "grid": ("AtelierMaskToLatentGrid",
+                      {"mask": ["mask", 0], "latent": latent, "grow": 0, "feather": 0, "row": -1}),
              "seen": ("MaskToImage", {"mask": ["grid", 0]}),
              "large": ("ImageScale", {"image": ["seen", 0], "upscale_method": "nearest-exact", "crop": "disabled",
                                       "width": 256, "height": 256})}
@@ -318,7 +325,8 @@ PICTURES = {  # file: (tiles, columns); neighbours share what ComfyUI keeps
     DOCS + "ScheduledSoftmaxAttention/scale.jpg": (softmax, 2), DOCS + "DecoupledCFG/beta.jpg": (guidance, 2),
     DOCS + "FewStepPreset/steps.jpg": (preset, 2), DOCS + "DecoupledCFGGuider/formulation.jpg": (formulations, 2),
     DOCS + "FaceIdentityEncode/crop.jpg": (crop, 2), DOCS + "DemoFaceLoader/people.jpg": (people, 2),
-    DOCS + "DemoModelLoader/words.jpg": (words, 2), DOCS + "MaskToLatentGrid/grid.jpg": (grid, 2),
+    DOCS + "DemoPicture/shipped.jpg": (gallery, 2), DOCS + "DemoModelLoader/words.jpg": (words, 2),
+    DOCS + "MaskToLatentGrid/grid.jpg": (grid, 2),
     DOCS + "SourceTrajectory/mode.jpg": (trajectory, 2), DOCS + "FastSAMMaskBlend/strength.jpg": (styled, 2),
     DOCS + "LoRACrossInjection/layers.jpg": (injection, 2), "docs/images/restyle.jpg": (restyle, 5),
     DOCS + "StyleLoRATrain/steps.jpg": (trained, 2),
@@ -328,7 +336,8 @@ PICTURES = {  # file: (tiles, columns); neighbours share what ComfyUI keeps
 def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py pictures", description=__doc__.split("\n\n")[0])
     parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only those with this in their path, as SEACPatch; else all")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="only those with this in their path, as SEACPatch; all by default")
     args = parser.parse_args()
     studio = Studio(Client(args.server))
     for path, (tiles, columns) in PICTURES.items():

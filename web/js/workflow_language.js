@@ -2,9 +2,11 @@
 //
 // ComfyUI translates names of nodes and inputs, but a workflow's titles and notes stand in its file. The table of
 // translations is `portraitAtelier.workflows` in locales/<language>/main.json: English text -> text; a note is looked up
-// paragraph by paragraph. Only workflows marked `extra.portrait_atelier` are touched, and nothing that a run depends on.
+// line by line, without the marks of headings and lists. Only workflows marked `extra.portrait_atelier` are touched, and
+// nothing that a run depends on.
 import { app } from "../../../scripts/app.js";
 
+const LINE = /^( *(?:#+ |\d+\. |- )?)(.+)$/gm;
 const NOTES = new Set(["MarkdownNote", "Note"]);
 let tables;
 
@@ -15,7 +17,7 @@ async function tableOf(language) {
 }
 
 function translateNote(text, table) {
-  return text.split("\n\n").map((paragraph) => table[paragraph] ?? paragraph).join("\n\n");
+  return text.replace(LINE, (line, mark, words) => mark + (table[words] ?? words));
 }
 
 /** Translate the texts of a graph, or of a subgraph, in place. */
