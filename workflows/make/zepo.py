@@ -1,5 +1,6 @@
 """Stylize Portrait: the look of one picture for another."""
 from .editor_json import Level
+from .loaders import CHECKPOINT_SD15, CHECKPOINT_SDXL, LCM_LORA, demo_model, sd15_lcm, sdxl_lightning
 
 
 def stylize_portrait(info: dict) -> tuple:
@@ -42,53 +43,106 @@ def stylize_portrait(info: dict) -> tuple:
                            "such as an LCM.", [-200, 300], [1800, 400])
 
 
-def demo_model(info: dict) -> tuple:
-    s = Level(info, "Demo model", 401)
-    loader = s.node("AtelierDemoModelLoader", [0, 0], [270, 70])
-    lcm = s.node("ModelSamplingDiscrete", [320, 0], [270, 90], sampling="lcm", model=(loader, 0))
-    s.output("model", (lcm, 0))
-    s.output("clip", (loader, 1))
-    s.output("vae", (loader, 2))
-    return s, s.definition("The tiny model that ships with Portrait Atelier, ready for four steps.", [-200, 0], [650, 0])
-
-
-DEMO = """# Stylize a portrait
-
-Gives **Content** the look of **Style** in four steps. Nothing to download, no GPU.
-
-1. Press **Run**.
-2. Choose another **Style**, run again.
-
-## What to change first
+KNOBS = """## What to change first
 
 In *Stylize Portrait*:
 
 - **style strength**: more gives more style; useful from 0.8 to 1.5.
 - **change**: less keeps more of the content.
 
-**Before and after** compares with a slider in Nodes 2.0 (settings).
+**Before and after** compares with a slider in Nodes 2.0 (settings)."""
+INSIDE = """The method (ZePo: Liu, Huang, Cao and He, 2024) is inside *Stylize Portrait*: open it with the icon at its corner. Select a node and press **i** for \
+help."""
+
+
+DEMO = f"""# Stylize a portrait
+
+Gives **Content** the look of **Style** in four steps. Nothing to download, no GPU.
+
+1. Press **Run**.
+2. Choose another **Style**, run again.
+
+{KNOBS}
 
 ## Your own pictures
 
 The demo model knows drawn portraits of 256 x 256 pixels, not photographs. For those take the template *Stylize a portrait - SD1.5* or *SDXL*.
 
-The method (ZePo: Liu, Huang, Cao and He, 2024) is inside *Stylize Portrait*: open it with the icon at its corner. Select a node and press **i** for help."""
+{INSIDE}"""
+
+
+SD15 = f"""# Stylize a portrait, SD1.5
+
+Gives **Content** the look of **Style** in four steps, with the paper's settings.
+
+1. Put the files below into their folders, press **R**.
+2. **Content**, **Style**: upload your pictures (the button on the node).
+3. Press **Run**.
+
+{KNOBS}
+
+## Files
+
+{CHECKPOINT_SD15}
+
+{LCM_LORA}
+
+Other files: choose them in *SD1.5 with LCM-LoRA*. With a checkpoint that is an LCM already, open it and bypass the LoRA (Ctrl-B).
+
+{INSIDE}"""
+
+
+SDXL = f"""# Stylize a portrait, SDXL
+
+Gives **Content** the look of **Style** at 1024 x 1024 in two steps.
+
+1. Put the files below into their folders, press **R**.
+2. **Content**, **Style**: upload your pictures (the button on the node).
+3. Press **Run**.
+
+{KNOBS}
+
+## Files
+
+{CHECKPOINT_SDXL}
+
+**models/loras**: [sdxl_lightning_4step_lora.safetensors](https://huggingface.co/ByteDance/SDXL-Lightning) (394 MB, CreativeML Open RAIL++-M).
+
+Two steps with *change* 0.5 are the second half of the 4-step model's own schedule; for **four steps** take sdxl_lightning_8step_lora.safetensors. Lightning wants *cfg* 1.
+
+The paper uses LCM; Lightning is our transfer of it. {INSIDE}"""
+
+
+def surface(info: dict, note: str, model: Level, api: str, **settings) -> Level:
+    """Note, two pictures, model, Stylize Portrait, result and comparison."""
+    stylize, _ = stylize_portrait(info)
+    g = Level(info)
+    g.note(note, [0, 0], [260, 740])
+    content = g.node("AtelierDemoPicture", [280, 0], [225, 350], "Content", image="atelier/content.png")
+    style = g.node("AtelierDemoPicture", [280, 390], [225, 350], "Style", image="atelier/style.png")
+    loaded = g.subgraph(model, [525, 0], [240, 70 + 25 * len([slot for slot in model.inputs])])
+    result = g.subgraph(stylize, [525, 230], [240, 510], model=(loaded, 0), clip=(loaded, 1), vae=(loaded, 2), content=(content, 0), style=(style, 0),
+                        **settings)
+    g.node("SaveImage", [785, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [785, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    return g
 
 
 def demo(info: dict) -> tuple:
-    stylize, stylize_definition = stylize_portrait(info)
-    model, model_definition = demo_model(info)
-    g = Level(info)
-    g.note(DEMO, [0, 0], [260, 740])
-    content = g.node("AtelierDemoPicture", [280, 0], [225, 350], "Content", image="atelier/content.png")
-    style = g.node("AtelierDemoPicture", [280, 390], [225, 350], "Style", image="atelier/style.png")
-    loaded = g.subgraph(model, [525, 0], [240, 70], "")
-    result = g.subgraph(stylize, [525, 160], [240, 490], model=(loaded, 0), clip=(loaded, 1), vae=(loaded, 2), content=(content, 0), style=(style, 0),
-                        size=256)
-    g.node("SaveImage", [785, 0], [400, 380], "Result", images=(result, 0), filename_prefix="portrait-atelier/zepo_demo")
-    g.node("ImageCompare", [785, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
-    return "Demo 1 - Stylize a portrait", "zepo_demo", g, [stylize_definition, model_definition]
+    model, definition = demo_model(info)
+    return "Demo 1 - Stylize a portrait", "zepo_demo", surface(info, DEMO, model, "zepo_demo", size=256), [stylize_portrait(info)[1], definition]
 
 
-WORKFLOWS = [demo]
+def sd15(info: dict) -> tuple:
+    model, definition = sd15_lcm(info)
+    return "Stylize a portrait - SD1.5", "zepo_sd15_lcm", surface(info, SD15, model, "zepo_sd15_lcm", size=512), [stylize_portrait(info)[1], definition]
+
+
+def sdxl(info: dict) -> tuple:
+    model, definition = sdxl_lightning(info)
+    graph = surface(info, SDXL, model, "zepo_sdxl_lightning", size=1024, steps=2, cfg=1, sampler="euler", scheduler="sgm_uniform")
+    return "Stylize a portrait - SDXL", "zepo_sdxl_lightning", graph, [stylize_portrait(info)[1], definition]
+
+
+WORKFLOWS = [demo, sd15, sdxl]
 BLUEPRINTS = [stylize_portrait]
