@@ -81,7 +81,7 @@ def run_stylize(arguments: list, display: Display) -> int:
     parser = Parser("atelier.py stylize", description="Stylize a portrait. What follows -- goes to ComfyUI.",
                     allow_abbrev=False)
     add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     paths = stylize(options, own_server(display, extra), display)
     display.clear()
     print("\n".join(map(str, paths)))
@@ -124,7 +124,9 @@ def own_server(display: Display, extra: list, output=None):
                 more += [f"--{name}-directory", str(output if name == "output" and output else folder / name)]
             if checkpoint_folder:
                 paths = folder / "checkpoint.yaml"
-                paths.write_text(json.dumps({"given": {"checkpoints": str(checkpoint_folder), "is_default": True}}))
+                # A few-step LoRA may lie beside it.
+                kinds = dict.fromkeys(("checkpoints", "loras"), str(checkpoint_folder))
+                paths.write_text(json.dumps({"given": {**kinds, "is_default": True}}))
                 more += ["--extra-model-paths-config", str(paths)]
             words = env.comfyui_command(port, more + extra)
             log = HOME / "logs" / "comfyui.log"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import AtelierError
+from .pictures import SIGNATURES
 
 LONGEST = 16_000_000  # bytes of a header; SDXL's takes 0.3 million
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -77,6 +78,8 @@ def read_header(path: Path) -> Header:
             if path.suffix.lower() in PICKLES or head[:4] == b"PK\x03\x04" or re.match(rb"\x80[\x02-\x05]", head):
                 raise wrong("is a pickle, which can run code when it is opened, so it was not: take the .safetensors file that most "
                             "pages offer beside it, or convert it with a tool you trust")
+            if head.startswith(SIGNATURES):
+                raise wrong("is a picture: pictures are given without an option, or with --content and --style")
             if head.startswith(b"GGUF"):
                 raise wrong(f"is a GGUF file: {TAKES}")
             if start.startswith(b"version https://git-lfs"):

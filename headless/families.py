@@ -50,7 +50,8 @@ def wanted_loras(family: str, for_faces: bool = False) -> "list[dict]":
     """The few-step LoRAs of models.json for a family, the one to take first in front; for_faces: what FastFace's four steps can use."""
     found = [entry for entry in models.entries() if entry["folder"] == "loras" and entry.get("kind") and entry["family"] == family]
     if for_faces:
-        found = sorted((entry for entry in found if entry["steps"] == 4), key=lambda entry: entry["kind"] != "Hyper")
+        first = {name for _, _, name, _ in models.needs(workflows.load(FACES[family]))}
+        found = sorted((entry for entry in found if entry["steps"] == 4), key=lambda entry: entry["name"] not in first)
     return found
 
 

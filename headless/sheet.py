@@ -19,8 +19,10 @@ def make(cells: list, columns: int, output: Path, python: "str | None") -> "str 
     """
     task = {"cells": [[label, path and str(path)] for label, path in cells], "columns": columns, "output": str(output)}
     if importlib.util.find_spec("PIL"):
-        draw(**task)
-        return None
+        try:
+            return draw(**task)
+        except OSError as error:
+            return str(error)
     if not python:
         return f"{sys.executable} has no Pillow: {sys.executable} -m pip install pillow"
     done = subprocess.run([python, __file__], input=json.dumps(task), capture_output=True, text=True)

@@ -56,7 +56,7 @@ def stylize(args, start, display: Display) -> "list[Path]":
     shipped = pictures.named(workflow)
     names = {wanted: file for wanted, (file, _) in shipped.items()} | given
     names = dict(sorted(names.items(), key=lambda item: (*pictures.TITLES, item[0]).index(item[0])))
-    output = output_path(args.output, names, args.workflow)
+    output = output_path(args.output, names, "fastface" if face and chosen else args.workflow)
     same = [path for path in given.values() if output.exists() and output.samefile(path)]
     if same:
         raise AtelierError(f"--output {output} is the picture {same[0]} itself, which would be lost: name another")
@@ -127,7 +127,7 @@ def check_file(checkpoint: "str | None", workflow: "str | None", server: "str | 
     if path.is_dir():
         raise AtelierError(f"--checkpoint {path} is a folder: name the .safetensors file in it")
     if not path.is_file():  # it may be a name in the server's list, but no path
-        if path.is_absolute() or checkpoint.startswith((".", "~")):
+        if path.is_absolute() or checkpoint.startswith((".", "~")) or len(path.parts) > 1 and path.parent.is_dir():
             raise AtelierError(f"--checkpoint {path} not found: there is no such file{pictures.near(path)}")
     elif workflow is None or workflow in workflows.shipped():
         families.require_fit(inspect(path), workflow)

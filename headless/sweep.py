@@ -56,7 +56,7 @@ def sweep(editor: Editor, output: Path, run, display: Display, python: "str | No
     try:
         for outer in first.values:
             for value in inner:
-                picks = [(first, outer)] + [(second[0], value)] * bool(second)
+                picks = [(first, outer), *((axis, value) for axis in second)]
                 workflow = copy.deepcopy(editor.workflow)
                 for axis, chosen in picks:
                     for node, name, values in axis.places:

@@ -50,14 +50,21 @@ def loads(name):
     })
 
 
-def test_a_checkpoint_file_is_found_where_it_lies(atelier, tmp_path):
-    """The file is no checkpoint, so that the loader complains of it: ComfyUI found it, and by a path only we gave."""
-    (tmp_path / "w.json").write_text(loads("default.safetensors"))
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mine.safetensors").write_bytes(b"no checkpoint")
-    found = atelier("stylize", "--workflow", "w.json", "--checkpoint", "models/mine.safetensors")
-    assert found.returncode == 2
-    assert 'node "Load" (CheckpointLoaderSimple, id 1) failed' in found.stderr.splitlines()[-1]
+SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, 512 x 512.{side}=64")]
+
+
+def test_a_photo_a_style_and_a_checkpoint_are_enough(atelier, pictures, checkpoint, tmp_path):
+    """Found where they lie: the checkpoint through a link of another name, as download caches have them, and the LoRA beside that."""
+    (tmp_path / "link ü").mkdir()
+    (tmp_path / "link ü" / "painted.safetensors").symlink_to(checkpoint)
+    (tmp_path / "link ü" / "lcm-lora-sdv1-5.safetensors").symlink_to(checkpoint.with_name("lcm-lora-sdv1-5.safetensors"))
+    result = atelier("stylize", pictures[0], pictures[1], "--checkpoint", "link ü/painted.safetensors", *SMALL, "--steps", 1)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "content_style.png\n" and Image.open(tmp_path / "content_style.png").size == (64, 64)
+    assert ("painted.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sd15_lcm with lcm-lora-sdv1-5.safetensors, "
+            "512 x 512 pixels, 4 steps, CFG 2, lcm, simple\n") in result.stderr
+    assert "] KSampler  [####################] 1/1" in result.stderr or "] KSampler\n" in result.stderr
+    assert "Note: " not in result.stderr and "not loaded" not in (HOME / "logs" / "comfyui.log").read_text(encoding="utf-8")
 
 
 def test_a_missing_checkpoint_lists_folders_and_names_and_the_users_comfyui_lends_its_own(atelier, tmp_path):
@@ -76,6 +83,18 @@ def test_a_missing_checkpoint_lists_folders_and_names_and_the_users_comfyui_lend
     assert str(HOME / "base" / "models" / "checkpoints") in last and str(checkout / "models" / "checkpoints") in last
     gone = atelier("stylize", "--workflow", "w.json", "--checkpoint", tmp_path / "gone.safetensors")
     assert gone.returncode == 2 and "no such file" in gone.stderr
+    folder = checkout / "models" / "loras"
+    folder.mkdir()
+    (folder / "lcm-lora-sdv1-5.safetensors").touch()
+    extra = tmp_path / "other loras"
+    extra.mkdir()
+    (extra / "my_style.safetensors").touch()
+    (checkout / "extra_model_paths.yaml").write_text(f"elsewhere:\n  base_path: {tmp_path}\n  loras: |\n    other loras\n")
+    listed = atelier("models", COMFYUI_PATH=str(checkout))
+    assert listed.returncode == 0, listed.stderr
+    assert "there    loras/lcm-lora-sdv1-5.safetensors" in listed.stdout and "there    loras/my_style.safetensors" in listed.stdout
+    assert "missing  loras/my_style_2.safetensors" in listed.stdout
+    assert str(folder) in listed.stdout and str(extra) in listed.stdout and str(HOME / "base" / "models" / "loras") in listed.stdout
 
 
 def test_a_comfyui_that_does_not_start_shows_its_reason_and_log(atelier, pictures):
