@@ -474,6 +474,20 @@ def test_declared_inputs():
     for shape in ([1, 3, 640], [8, 3, 640, 640], [1, 1, 640, 640], [1, 3, 650, 640], [1, 3, 0, 640]):
         with pytest.raises(ValueError, match="'images' of shape.*no FastSAM.*batch 1"):
             REAL.contract.fixed_size(shape, "images")
+    assert REAL.contract.fixed_size([1, 3, 4096, 4096], "images") == (4096, 4096)
+    for shape in ([1, 3, 4128, 64], [1, 3, 64, 4128]):
+        with pytest.raises(ValueError, match="'images' of .* pixels, more than the 4096 x 4096"):
+            REAL.contract.fixed_size(shape, "images")
+
+
+def test_outputs_that_are_too_large():
+    for size, most in (((64, 64), 2**20), ((1024, 512), 16 * 1024 * 512)):
+        REAL.contract.check_outputs([("a", (1, most)), ("b", ("n", 2, None)), ("c", ())], size)
+        with pytest.raises(ValueError, match=f"no FastSAM: its output 'b' of shape .* holds {most + 1} values, .* at most {most} are read"):
+            REAL.contract.check_outputs([("a", (1, most)), ("b", (1, "n", most + 1))], size)
+    wide = np.broadcast_to(np.float32(0), (1, 8, 2**18))     # refused before it is written out
+    with pytest.raises(ValueError, match=f"'a' of shape .* holds {2**21} values"):
+        REAL.contract.split_outputs(["a", "b"], [wide, np.zeros((1, 3, 16, 24), np.float32)], (64, 96))
 
 
 def disc(h, w, y, x, radius):
