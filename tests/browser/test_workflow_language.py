@@ -12,13 +12,13 @@ MARKED = {name: graph for name, graph in FILES.items() if "portrait_atelier" in 
 READ = """async graph => {
     await app.loadGraphData(graph);
     const levels = graph => [graph, ...graph.nodes.filter(node => node.subgraph).flatMap(node => levels(node.subgraph))];
-    const found = levels(app.graph), slots = found.slice(1).flatMap(level => [...level.inputs, ...level.outputs]);
-    const nodes = found.flatMap(level => level.nodes);
+    const found = levels(app.graph), nodes = found.flatMap(level => level.nodes);
+    const faces = nodes.filter(node => node.subgraph).map(node => [...node.inputs, ...node.outputs, ...(node.widgets ?? [])]);
     return {
         titles: nodes.map(node => node.title),
         groups: found.flatMap(level => level.groups.map(group => group.title)),
         notes: nodes.filter(node => node.type === 'MarkdownNote').map(node => node.widgets[0].value),
-        labels: slots.map(slot => slot.label ?? slot.name),
+        labels: faces.flat().map(slot => slot.label ?? slot.name),
         output: (await app.graphToPrompt()).output,
     };
 }"""

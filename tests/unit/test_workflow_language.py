@@ -11,7 +11,8 @@ TABLE = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="u
 LINE = re.search(r"const LINE = /(.*)/gm;", (ROOT / "web" / "js" / "workflow_language.js").read_text(encoding="utf-8"))[1]
 FILES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
 MARKED = [name for name, graph in FILES.items() if "portrait_atelier" in graph.get("extra", {})]
-SAME = {"clip": "CLIP", "vae": "VAE", "cfg": "CFG"}  # words that Chinese has too
+# Words that Chinese has too.
+SAME = {"clip": "CLIP", "vae": "VAE", "cfg": "CFG", **{name: name for name in ("LCM-LoRA", "Hyper LoRA", "Lightning LoRA")}}
 
 
 def texts(graph: dict) -> set:

@@ -20,24 +20,23 @@ function translateNote(text, table) {
   return text.replace(LINE, (line, mark, words) => mark + (table[words] ?? words));
 }
 
+/** The labels of sockets and promoted widgets; their `name`s are keys and stay. */
+function translateSlots(owner, table) {
+  for (const slot of [...(owner.inputs ?? []), ...(owner.outputs ?? [])]) {
+    slot.label = table[slot.label ?? slot.name] ?? slot.label;
+  }
+}
+
 /** Translate the texts of a graph, or of a subgraph, in place. */
-function translate(graph, table) {
+function translate(graph, table, subgraphs) {
   for (const node of graph.nodes ?? []) {
     if (node.title) node.title = table[node.title] ?? node.title;
     if (NOTES.has(node.type) && typeof node.widgets_values?.[0] === "string") {
       node.widgets_values[0] = translateNote(node.widgets_values[0], table);
     }
+    if (subgraphs.has(node.type)) translateSlots(node, table);
   }
   for (const group of graph.groups ?? []) group.title = table[group.title] ?? group.title;
-}
-
-/** A subgraph's own name, and the labels of its sockets and promoted widgets; their `name`s are keys and stay. */
-function translateFace(subgraph, table) {
-  subgraph.name = table[subgraph.name] ?? subgraph.name;
-  for (const slot of [...(subgraph.inputs ?? []), ...(subgraph.outputs ?? [])]) {
-    const shown = table[slot.label ?? slot.name];
-    if (shown) slot.label = shown;
-  }
 }
 
 app.registerExtension({
@@ -46,10 +45,13 @@ app.registerExtension({
     if (!graph?.extra?.portrait_atelier) return;
     const table = await tableOf(app.extensionManager.setting.get("Comfy.Locale"));
     if (!table) return;
-    translate(graph, table);
-    for (const subgraph of graph.definitions?.subgraphs ?? []) {
-      translate(subgraph, table);
-      translateFace(subgraph, table);
+    const levels = graph.definitions?.subgraphs ?? [];
+    const ids = new Set(levels.map((level) => level.id));
+    translate(graph, table, ids);
+    for (const level of levels) {
+      translate(level, table, ids);
+      translateSlots(level, table);
+      level.name = table[level.name] ?? level.name;
     }
   },
 });
