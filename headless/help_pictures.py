@@ -5,6 +5,7 @@ Each shows a shipped workflow, run on a real ComfyUI with the demo model, one se
 import argparse
 import copy
 import io
+import shutil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -333,6 +334,40 @@ PICTURES = {  # file: (tiles, columns); neighbours share what ComfyUI keeps
 }
 
 
+# --- The editor
+
+EDITOR, FIRST = "docs/images/editor.jpg", "Demo 1 - Stylize a portrait"
+READY = "() => window.app?.extensionManager && LiteGraph.registered_node_types.AtelierSEACPatch"
+OPEN = """async name => {
+    const graph = await (await fetch(`/api/workflow_templates/portrait-atelier/${encodeURIComponent(name)}.json`)).json();
+    await app.loadGraphData(graph, true, true, name, {openSource: 'template'});
+}"""
+RUN = """() => new Promise((done, fail) => {
+    app.api.addEventListener('execution_success', done, {once: true});
+    app.api.addEventListener('execution_error', event => fail(Error(JSON.stringify(event.detail))), {once: true});
+    app.queuePrompt(0);
+})"""
+SHOWN = "() => [...document.querySelectorAll('[data-node-id] img')].filter(picture => picture.naturalWidth).length >= 5"
+
+
+def screenshot(client: Client, path: Path) -> None:
+    """The first demo in the editor after a run, with the test packages' playwright and the system's chromium."""
+    from playwright.sync_api import sync_playwright
+    client.call("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.Workflow.Persist": False,
+                              "Comfy.VueNodes.Enabled": True, "Comfy.Minimap.Visible": False,
+                              "Comfy.RightSidePanel.IsOpen": False})
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(120_000)
+        page.goto(client.url, wait_until="domcontentloaded")
+        page.wait_for_function(READY)
+        page.evaluate(OPEN, FIRST)
+        page.evaluate(RUN)
+        page.wait_for_function(SHOWN)
+        page.screenshot(path=path, type="jpeg", quality=80)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py pictures", description=__doc__.split("\n\n")[0])
     parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
@@ -344,6 +379,8 @@ def main() -> None:
         if not args.names or any(name in path for name in args.names):
             sheet(tiles(studio), columns).save(ROOT / path, quality=QUALITY, optimize=True)
             print(f"{path}: {(ROOT / path).stat().st_size // 1000} kB", flush=True)
+    if not args.names or any(name in EDITOR for name in args.names):
+        screenshot(studio.client, ROOT / EDITOR)
 
 
 if __name__ == "__main__":
