@@ -22,6 +22,7 @@ from .progress import Display
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".atelier"
+OLDEST = HOME / "ComfyUI-oldest"  # for the tests: the oldest ComfyUI that the pack runs on
 PACK = "portrait-atelier"
 SPACE = 8e9  # bytes that a complete .atelier/ takes, with some air
 # Options of ComfyUI by which the user says where it computes: none of them goes with --cpu.
@@ -142,9 +143,11 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
     """Make .atelier/: stages that each leave a stamp with their pins, so that a later call does only what is missing."""
     if not python.exists():  # never made, or its base Python is gone
         shutil.rmtree(HOME / "stamps", ignore_errors=True)
-    if not (comfyui / "main.py").exists():
-        (HOME / "stamps" / "comfyui").unlink(missing_ok=True)
+    for name, folder in {"comfyui": comfyui, "oldest": OLDEST}.items():
+        if not (folder / "main.py").exists():
+            (HOME / "stamps" / name).unlink(missing_ok=True)
     pin, packages = ROOT / "comfyui-pin.txt", ROOT / "requirements-environment.txt"
+    oldest = ROOT / "comfyui-oldest.txt"
 
     def make_python():
         require_space()
@@ -153,7 +156,7 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
                 "on Debian and Ubuntu: apt install python3-venv")
         pip(display, python, "Prepare pip", "install", "setuptools", "wheel")
 
-    def make_comfyui():
+    def make_comfyui(pin: Path, target: Path):
         folder = HOME / "download"
         shutil.rmtree(folder, ignore_errors=True)
         pip(display, python, "Download ComfyUI", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
@@ -162,8 +165,8 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         fresh = HOME / "ComfyUI.new"
         shutil.rmtree(fresh, ignore_errors=True)
         unpack(next(folder.glob("*.tar.gz")), "vendor/ComfyUI", fresh)
-        shutil.rmtree(comfyui, ignore_errors=True)
-        os.replace(fresh, comfyui)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
         shutil.rmtree(folder)
 
     def install_packages():
@@ -177,10 +180,11 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         pip(display, python, "Use OpenCV without a screen", "install", "--force-reinstall", "--no-deps", "opencv-python-headless")
 
     stage("python", "1", make_python)
-    stage("comfyui", pin.read_text(encoding="utf-8"), make_comfyui)
+    stage("comfyui", pin.read_text(encoding="utf-8"), lambda: make_comfyui(pin, comfyui))
     stage("packages", packages.read_text(encoding="utf-8") + pin.read_text(encoding="utf-8"), install_packages)
     if tests:
         stage("tests", (ROOT / "requirements-test.txt").read_text(encoding="utf-8"), install_test_packages)
+        stage("oldest", oldest.read_text(encoding="utf-8"), lambda: make_comfyui(oldest, OLDEST))
     display.clear()
 
 
@@ -269,7 +273,7 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
                 with tar.extractfile(member) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
     if not target.is_dir():
-        raise AtelierError(f"{archive} has no folder {inner}: the pin in comfyui-pin.txt is wrong")
+        raise AtelierError(f"{archive} has no folder {inner}: the pin is wrong (comfyui-pin.txt, comfyui-oldest.txt)")
 
 
 def link_pack() -> None:

@@ -130,8 +130,8 @@ def with_lora(workflow: dict, lora: "str | None") -> dict:
     workflow = copy.deepcopy(workflow)
     node, = workflows.titled(workflow, ("LoraLoaderModelOnly",), None)
     if lora:
-        workflow[node]["inputs"]["lora_name"] = lora
-        workflow[node]["_meta"] = {"title": "Few-step LoRA"}
+        if lora != workflow[node]["inputs"]["lora_name"]:
+            workflow[node]["inputs"]["lora_name"], workflow[node]["_meta"] = lora, {"title": "Few-step LoRA"}
         return workflow
     model = workflow.pop(node)["inputs"]["model"]
     for entry in workflow.values():

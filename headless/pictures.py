@@ -50,7 +50,7 @@ def near(path: Path) -> str:
         names = [file.name for file in path.parent.iterdir() if file.is_file()]
     except OSError:
         names = []
-    same = [name for name in names if Path(name).stem.lower() == path.stem.lower()] or difflib.get_close_matches(path.name, names, 1)
+    same = [name for name in names if Path(name).stem.lower() == path.stem.lower()] or difflib.get_close_matches(path.name, names, 1, 0.8)
     if same:
         return f"; did you mean {same[0]}?"
     word = SHIPPED / f"style-{path.stem.lower()}.png"

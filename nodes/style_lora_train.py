@@ -1,7 +1,9 @@
+import os.path
+
 from comfy_api.latest import io
 
 from ..host import training
-from .checks import check_range
+from .checks import in_range, verdict
 from .types import DIFFSTYLER, MAX_SEED
 
 NAME = training.NODE
@@ -51,11 +53,22 @@ class StyleLoRATrain(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, cancel_prefix=None) -> bool | str:
+        return verdict(NAME, (file_prefix, "cancel_prefix", cancel_prefix))
+
+    @classmethod
+    @in_range
     def execute(cls, model, vae, image, caption, rank=16, steps=200, learning_rate=2e-4, resolution=512, seed=0, augment="none", targets="qkv",
                 checkpointing=True, cancel_prefix="loras/style_lora_unfinished") -> io.NodeOutput:
-        for name, value, low, high in (("rank", rank, 1, 256), ("steps", steps, 2, 100000), ("learning_rate", learning_rate, 1e-7, 0.1),
-                                       ("resolution", resolution, 64, 2048), ("seed", seed, 0, MAX_SEED)):
-            check_range(NAME, name, value, low, high)
         return io.NodeOutput(*training.train_style(
             model, vae, image, caption, rank=rank, steps=steps, learning_rate=learning_rate, targets=targets, resolution=resolution, seed=seed,
             augment=augment, checkpointing=checkpointing, prefix=cancel_prefix))
+
+
+def file_prefix(node: str, name: str, text: str) -> None:
+    """Raises ValueError for what is no place in the output folder on any machine."""
+    path = os.path.normpath(text.strip().replace("\\", "/"))
+    outside = os.path.isabs(path) or path.split("/")[0] in (".", "..") or path[1:2] == ":"
+    if outside or not text.isprintable() or any(len(part.encode()) > 200 for part in path.split("/")):
+        raise ValueError(f"'{name}' of {node} is '{text[:200]}', which names no file in the output folder. Write for example "
+                         "loras/style_lora_unfinished.")

@@ -39,9 +39,9 @@ def portrait_of_a_person(info: dict) -> tuple:
     s.input("sampler", (sampler, "sampler_name"))
     s.output("image", (decode, 0))
     s.output("found face", (encode, 1))
-    s.group("The person", [-20, -80, 630, 310])
-    s.group("Prompt", [-20, 250, 330, 370])
-    s.group("Attention to the person: one of the two", [610, -80, 310, 660])
+    s.group("The person", [-20, -80, 630, 320])
+    s.group("Prompt", [-20, 260, 330, 360])
+    s.group("Attention: one of two", [610, -80, 310, 660])
     s.group("Sampling under decoupled guidance", [930, -80, 590, 660])
     return s, s.definition("Draws the person in the picture in the style that the prompt names, in few steps (FastFace). For a distilled model and a FaceID "
                            "adapter.", [-220, 200], [1580, 100])
@@ -205,9 +205,9 @@ def person_sd15(info: dict) -> tuple:
     loaded = g.subgraph(models, [525, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
     links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
     result = g.subgraph(keep, [525, 350], [240, 390], content=(content, 0), style=(style, 0), **links)
-    g.node("SaveImage", [785, 0], [400, 380], "Result", images=(result, 0), filename_prefix="portrait-atelier/fastface_seac_sd15_lcm")
-    g.node("ImageCompare", [785, 420], [195, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
-    g.node("PreviewImage", [1000, 420], [185, 320], "Found face", images=(result, 1))
+    g.node("SaveImage", [785, 0], [470, 380], "Result", images=(result, 0), filename_prefix="portrait-atelier/fastface_seac_sd15_lcm")
+    g.node("ImageCompare", [785, 420], [225, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    g.node("PreviewImage", [1030, 420], [225, 320], "Found face", images=(result, 1))
     return "Stylize a portrait, keep the person - SD1.5", "fastface_seac_sd15_lcm", g, [keep_definition, model_definition]
 
 

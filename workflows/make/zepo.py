@@ -9,7 +9,7 @@ def stylize_portrait(info: dict) -> tuple:
     negative = s.node("CLIPTextEncode", [0, 150], [270, 100], "Negative prompt", text="")
     steps = {}
     for at, word in enumerate(("Content", "Style")):
-        top = 330 + 230 * at
+        top = 370 + 230 * at
         cut = s.node("ImageScale", [0, top], [270, 130], f"{word}, cut to size", upscale_method="lanczos", width=512, height=512, crop="center")
         latent = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(cut, 0))
         features = s.node("AtelierConsistencyFeatureExtract", [530, top], [290, 170], f"{word} features", latent=(latent, 0), positive=(prompt, 0),
@@ -17,10 +17,10 @@ def stylize_portrait(info: dict) -> tuple:
         merged = s.node("AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(features, 0), ratio=0.5)
         steps[word] = cut, latent, features, merged
     content, style = steps["Content"], steps["Style"]
-    seac = s.node("AtelierSEACPatch", [1150, 330], [290, 330], "SEAC Patch", source=(content[3], 0), reference=(style[3], 0))
-    sampler = s.node("KSampler", [1470, 330], [260, 270], "KSampler", model=(seac, 0), positive=(prompt, 0), negative=(negative, 0),
+    seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(content[3], 0), reference=(style[3], 0))
+    sampler = s.node("KSampler", [1470, 370], [260, 270], "KSampler", model=(seac, 0), positive=(prompt, 0), negative=(negative, 0),
                      latent_image=(content[1], 0), seed=0, steps=4, cfg=2.0, sampler_name="lcm", scheduler="simple", denoise=0.5)
-    decode = s.node("VAEDecode", [1470, 660], [260, 50], "VAE Decode", samples=(sampler, 0))
+    decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (content[2], "model"), (style[2], "model"), (seac, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
     s.input("vae", (content[1], "vae"), (style[1], "vae"), (decode, "vae"))
@@ -37,8 +37,8 @@ def stylize_portrait(info: dict) -> tuple:
     s.input("scheduler", (sampler, "scheduler"))
     s.output("image", (decode, 0))
     s.group("Prompt", [-20, -80, 310, 350])
-    s.group("Features of both pictures, read once and kept", [-20, 280, 1140, 480])
-    s.group("Sampling under attention control", [1130, 280, 620, 480])
+    s.group("Features of both pictures, read once and kept", [-20, 290, 1140, 510])
+    s.group("Sampling under attention control", [1130, 290, 620, 510])
     return s, s.definition("Gives the content portrait the look of the style picture in a few sampling steps (ZePo). For a model made for few steps, "
                            "such as an LCM.", [-200, 300], [1800, 400])
 
