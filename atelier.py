@@ -172,13 +172,21 @@ def run_evaluate(arguments: list, display: Display) -> int:
     return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
 
+def run_pictures(arguments: list, display: Display) -> int:
+    """The pictures of the README and of the help pages, drawn anew: for whoever changes the demo model or a workflow."""
+    with own_server(display, [])(None) as server:
+        server.wait(lambda seconds: display.show(f"Starting ComfyUI ... {seconds:.0f} s", key="start"))
+        return environment(display).run_module("headless.help_pictures", "--server", server.client.url, *arguments)
+
+
 def split(arguments: list) -> tuple:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1:]
 
 
 COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
-            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate}
+            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
+            "pictures": run_pictures}
 
 
 def main(arguments: list) -> int:
