@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
 
-    python3 atelier.py stylize [--content F] [--style F] [--output F] ...   stylize a portrait (--help lists all)
+    python3 atelier.py stylize [CONTENT [STYLE]] [--checkpoint F] ...      stylize a portrait (--help lists all)
+    python3 atelier.py models                                              files of weights: needed, there, and where to get them
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
     python3 atelier.py test [--quick] [PYTEST ARGUMENTS]                   all tests; the main ones in minutes
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
@@ -63,7 +64,9 @@ from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.serve import serve  # noqa: E402
 from headless.server import LocalServer, free_port, require_free  # noqa: E402
-from headless.stylize import PICTURES, add_arguments, stylize  # noqa: E402
+from headless.models import report  # noqa: E402
+from headless.pictures import SHIPPED as PICTURES  # noqa: E402
+from headless.stylize import add_arguments, stylize  # noqa: E402
 from headless.suite import run_suite  # noqa: E402
 from headless.train_style import add_train_arguments, train_style  # noqa: E402
 
@@ -78,10 +81,20 @@ def run_stylize(arguments: list, display: Display) -> int:
     parser = Parser("atelier.py stylize", description="Stylize a portrait. What follows -- goes to ComfyUI.",
                     allow_abbrev=False)
     add_arguments(parser)
-    options = parser.parse_args(arguments)
-    path = stylize(options, own_server(display, extra), display)
+    options = parser.parse_intermixed_args(arguments)
+    paths = stylize(options, own_server(display, extra), display)
     display.clear()
-    print(path)
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def run_models(arguments: list, display: Display) -> int:
+    parser = Parser("atelier.py models", description="Which files of weights the workflows need, which are there, and where to get "
+                    "the others.", allow_abbrev=False)
+    parser.add_argument("--server", metavar="URL", help="ask the ComfyUI that runs there instead of looking into folders")
+    text = report(parser.parse_args(arguments).server, display)
+    display.clear()
+    print(text)
     return 0
 
 
@@ -111,7 +124,9 @@ def own_server(display: Display, extra: list, output=None):
                 more += [f"--{name}-directory", str(output if name == "output" and output else folder / name)]
             if checkpoint_folder:
                 paths = folder / "checkpoint.yaml"
-                paths.write_text(json.dumps({"given": {"checkpoints": str(checkpoint_folder), "is_default": True}}))
+                # A few-step LoRA may lie beside it.
+                kinds = dict.fromkeys(("checkpoints", "loras"), str(checkpoint_folder))
+                paths.write_text(json.dumps({"given": {**kinds, "is_default": True}}))
                 more += ["--extra-model-paths-config", str(paths)]
             words = env.comfyui_command(port, more + extra)
             log = HOME / "logs" / "comfyui.log"
@@ -162,8 +177,8 @@ def split(arguments: list) -> tuple:
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-style": run_train_style, "train-demo": run_train_demo,
-            "evaluate": run_evaluate}
+COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
+            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate}
 
 
 def main(arguments: list) -> int:
@@ -178,7 +193,8 @@ def main(arguments: list) -> int:
             print(__doc__)
             return 0 if arguments else 2
         if arguments[0] not in COMMANDS:
-            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}")
+            meant = f"; for a picture: stylize {' '.join(arguments)}" if Path(arguments[0]).is_file() else ""
+            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}{meant}")
         return COMMANDS[arguments[0]](arguments[1:], display)
     except AtelierError as error:
         display.say(f"atelier.py: {error}")

@@ -99,6 +99,14 @@ class Client:
         found = self.json("/experiment/models")[1]
         return next((entry["folders"] for entry in found or [] if entry.get("name") == kind), [])
 
+    def models(self, kind: str) -> "list[str]":
+        """The names of the server's files of `kind`, as "checkpoints"; empty when it does not know the kind."""
+        return self.json("/models/" + quote(kind, safe=""))[1] or []
+
+    def metadata(self, kind: str, name: str) -> dict:
+        """What the metadata of a safetensors file of the server say; empty when they say nothing."""
+        return self.json(f"/view_metadata/{quote(kind, safe='')}?" + urlencode({"filename": name}))[1] or {}
+
     def upload(self, picture, name: Optional[str] = None) -> str:
         """Send a picture (a path, or its bytes with a `name`) and return the value for a Load Image node.
 

@@ -75,6 +75,16 @@ def pictures(tmp_path_factory):
     return folder / "content.png", folder / "style.png"
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small SD1.5 checkpoint of random weights under a name with space and umlaut, with lcm-lora-sdv1-5.safetensors beside it."""
+    folder = tmp_path_factory.mktemp("my models")
+    # In a process of its own: this one's ComfyUI has its folders already, and would keep the memory.
+    subprocess.run([sys.executable, str(Path(__file__).with_name("checkpoints.py")), os.environ["COMFYUI_PATH"], str(folder)], check=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return folder / "Mein Modell ä.safetensors"
+
+
 @pytest.fixture
 def atelier(tmp_path):
     """atelier(*arguments) runs the command in an empty folder to its end; atelier.start(...) leaves it running.
