@@ -137,7 +137,8 @@ class Editor:
         if name in self.workflow:
             return [name]
         called = [node for node in self.workflow if title(self.workflow, node) == name]
-        return called or [node for node, entry in self.workflow.items() if entry["class_type"] == name]
+        return called or [node for node, entry in self.workflow.items()
+                          if name in (entry["class_type"], self.info[entry["class_type"]].get("display_name"))]
 
     def inputs(self, node: str) -> dict:
         """{input: its description} of a node."""
