@@ -62,10 +62,9 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
 from headless.environment import HOME, environment, run_folder  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
+from headless.models import report  # noqa: E402
 from headless.serve import serve  # noqa: E402
 from headless.server import LocalServer, free_port, require_free  # noqa: E402
-from headless.models import report  # noqa: E402
-from headless.pictures import SHIPPED as PICTURES  # noqa: E402
 from headless.stylize import add_arguments, stylize  # noqa: E402
 from headless.suite import run_suite  # noqa: E402
 from headless.train_style import add_train_arguments, train_style  # noqa: E402
@@ -144,9 +143,6 @@ def run_serve(arguments: list, display: Display) -> NoReturn:
     port = parser.parse_args(arguments).port
     require_free(port)
     env = environment(display)
-    for picture in PICTURES.glob("*.png"):  # so that the demo workflow finds what its Load Image nodes name
-        if not (HOME / "base" / "input" / picture.name).exists():
-            shutil.copy(picture, HOME / "base" / "input")
     serve(env, port, extra)
 
 
@@ -172,13 +168,21 @@ def run_evaluate(arguments: list, display: Display) -> int:
     return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
 
+def run_pictures(arguments: list, display: Display) -> int:
+    """The pictures of the README and of the help pages, drawn anew: for whoever changes the demo model or a workflow."""
+    with own_server(display, [])(None) as server:
+        server.wait(lambda seconds: display.show(f"Starting ComfyUI ... {seconds:.0f} s", key="start"))
+        return environment(display).run_module("headless.help_pictures", "--server", server.client.url, *arguments)
+
+
 def split(arguments: list) -> tuple:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1:]
 
 
 COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
-            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate}
+            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
+            "pictures": run_pictures}
 
 
 def main(arguments: list) -> int:

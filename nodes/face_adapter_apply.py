@@ -1,4 +1,3 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.face_adapter import NODE, patched
@@ -48,7 +47,5 @@ class FaceAdapterApply(io.ComfyNode):
     @in_range
     def execute(cls, model, adapter, identity, mask=None, weight=0.8, lora_strength=1.0, shortcut=1.0, start=0.0, end=1.0,
                 skip_middle=False) -> io.NodeOutput:
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NODE} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(model, adapter, identity, weight=weight, lora_strength=lora_strength, shortcut=shortcut, start=start,
                                      end=end, mask=mask, skip_middle=skip_middle))

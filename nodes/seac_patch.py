@@ -1,4 +1,3 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.seac import patched
@@ -60,8 +59,6 @@ class SEACPatch(io.ComfyNode):
     @in_range
     def execute(cls, model, reference, source=None, mask=None, style_enhancement=1.2, strength=1.0, style_share=0.5, start=0.0,
                 end=1.0, layers="auto", balance="tokens", pairing="all") -> io.NodeOutput:
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NAME} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(
             model, source, reference, style_enhancement=style_enhancement, strength=strength, style_share=style_share, start=start,
             end=end, layers=layers, mask=mask, per_group=balance == "images", cycle=pairing == "cycle"))

@@ -19,7 +19,7 @@ from portrait_atelier.headless.websocket import WebSocket
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".atelier"
-SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, 512 x 512.{side}=64")]
+SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
 
 
 def test_after_a_kill_nothing_computes_and_the_next_run_clears_up(atelier, pictures, checkpoint, tmp_path):
