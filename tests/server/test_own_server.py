@@ -31,7 +31,7 @@ def test_after_a_kill_nothing_computes_and_the_next_run_clears_up(atelier, pictu
         line = killed.stderr.readline()
         assert line
     folder, = HOME.glob(f"run-{killed.pid}-*")
-    assert len(list((folder / "input").rglob("*.png"))) == 2
+    assert len(list((folder / "input" / "portrait-atelier").glob("*.png"))) == 2  # what was uploaded
     killed.kill()
     killed.wait()
     while atelier.left():  # ComfyUI sees its parent gone
