@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))
 }
-WORKFLOWS = {name: graph for name, graph in WORKFLOWS.items() if not name.startswith("diffstyler_")}
 BLUEPRINTS = {
     path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "subgraphs").glob("*.json"))
 }
