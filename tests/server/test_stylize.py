@@ -56,8 +56,8 @@ def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path)
     """Both styles of this one, which no option names; the server has none of them."""
     result = atelier("stylize", "--server", server.client.url, "--workflow", "diffstyler_demo_regions", "--set", "Train style 1.steps=2",
                      "--set", "Train style 2.steps=2", "--set", "Source Trajectory.steps=2")
-    assert result.stdout == "content_style-neon_style-watercolor.png\n", result.stderr
-    assert Image.open(tmp_path / "content_style-neon_style-watercolor.png").size == (256, 256)
+    assert result.stdout == "content-painted_style-watercolor_style-neon.png\n", result.stderr
+    assert Image.open(tmp_path / "content-painted_style-watercolor_style-neon.png").size == (256, 256)
 
 
 def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
