@@ -124,7 +124,8 @@ class Client:
         ).encode() + data + f"\r\n--{mark}--\r\n".encode()
         status, answer = self.json("/upload/image", body, "multipart/form-data; boundary=" + mark)
         if status != 200:
-            raise ServerError(f"{self.url} refused the picture {name or picture} (HTTP {status}): is it too large?")
+            reason = "it is larger than the server takes" if status == 413 else "see the server's log; is its disk full?"
+            raise ServerError(f"{self.url} refused the picture {name or picture} (HTTP {status}): {reason}")
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
 
     def run(self, workflow: dict, on_progress: Optional[Callable[[Progress], None]] = None) -> dict:
