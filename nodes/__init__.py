@@ -21,6 +21,7 @@ from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -50,6 +51,7 @@ NODES = [
     FewStepPreset,
     FastSAMLoader,
     FastSAMSegment,
+    PickPoints,
     CLIPSimilarityLoader,
     FastSAMMask,
     MaskToLatentGrid,

@@ -31,9 +31,9 @@ class FastSAMMask(io.ComfyNode):
                                        "prompt means."),
                 GuidanceType.Input("guidance", optional=True, tooltip="For mode text: the model from CLIP Similarity Loader."),
                 io.BoundingBox.Input("bboxes", optional=True, force_input=True,
-                                     tooltip="For mode box: one box, several, or a list per picture. The segment that fits a box best is taken, for each box."),
+                                     tooltip="For mode box: from Create Bounding Boxes; one, several, or a list per picture. The segment that fits a box best is taken, for each box."),
                 io.String.Input("positive", optional=True, force_input=True,
-                                tooltip=f"For mode points: places inside what you want, as {prompts.FORM} in pixels of the picture."),
+                                tooltip=f"For mode points: places inside what you want, from Pick Points: {prompts.FORM} in pixels of the picture."),
                 io.String.Input("negative", optional=True, force_input=True, tooltip="For mode points: places to leave out, in the same form."),
                 io.String.Input("text", default="", tooltip="For mode text: what the mask should show, such as 'a red jacket'."),
                 io.Combo.Input("pick", options=prompts.PICKS, default=prompts.PICKS[0],
@@ -111,9 +111,9 @@ def check_prompt(mode: str, *, guidance: bool, bboxes: bool, positive: bool, tex
     if mode not in MODES:
         raise ValueError(f"'mode' of {NAME} is '{mode}'. It must be one of {', '.join(MODES)}.")
     if mode == "box" and not bboxes:
-        raise ValueError(f"{NAME} in mode box has no box. Connect 'bboxes', or choose another mode.")
+        raise ValueError(f"{NAME} in mode box has no box. Connect 'bboxes' (ComfyUI's Create Bounding Boxes draws them), or choose another mode.")
     if mode == "points" and not positive:
-        raise ValueError(f"{NAME} in mode points has no points. Connect 'positive', or choose another mode.")
+        raise ValueError(f"{NAME} in mode points has no points. Connect 'positive' (Pick Points makes them), or choose another mode.")
     if mode == "text" and not guidance:
         raise ValueError(f"{NAME} in mode text has no guidance. Connect CLIP Similarity Loader.")
     if mode == "text" and not text:

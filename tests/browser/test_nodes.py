@@ -28,6 +28,7 @@ WIDGETS = {
     "AtelierStyleLoRATrain": (["rank", "steps", "learning_rate", "resolution", "seed", "augment"], ["targets", "checkpointing", "cancel_prefix"]),
     "AtelierFastSAMLoader": (["file", "provider"], []),
     "AtelierFastSAMSegment": (["size", "conf", "iou", "max_det", "mask_mode"], []),
+    "AtelierPickPoints": (["points", "picture"], []),
     "AtelierFastSAMMask": (["mode", "text", "pick", "amount", "min_area"], ["dedupe", "invert", "point_rule", "text_crop"]),
     "AtelierMaskToLatentGrid": (["grow", "feather"], ["row"]),
     "AtelierCLIPSimilarityLoader": (["model"], []),

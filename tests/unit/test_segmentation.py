@@ -645,3 +645,25 @@ def test_masks_of_the_picture_that_was_encoded(width, height, size):
 def test_masks_of_another_shape(width, height, size):
     with pytest.raises(ValueError, match=f"x is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}"):
         REAL.masks.check_aspect((height, width), size, "x")
+
+
+@pytest.mark.parametrize("text, points", [
+    ("", []),
+    (" \n ", []),
+    ("120,80", [(False, 120, 80)]),
+    ("+120,80 -40,30", [(False, 120, 80), (True, 40, 30)]),
+    ("+ 120 , 80;-40.9,30.2\n7,8;", [(False, 120, 80), (True, 40, 30), (False, 7, 8)]),
+    ("0,0 0,0", [(False, 0, 0), (False, 0, 0)]),
+])
+def test_signed_points(text, points):
+    assert REAL.prompts.parse_signed(text) == points
+
+
+@pytest.mark.parametrize("text, number, word", [
+    ("here", 1, "here"), ("1,2 3", 2, "3"), ("1,2,3", 1, "1,2,3"), ("1,2 --3,4", 2, "--3,4"), ("1,2+3,4", 1, "1,2+3,4"), ("nan,1", 1, "nan,1"),
+    ("1e3,1", 1, "1e3,1"), (",", 1, ","), ('[{"x": 1, "y": 2}]', 1, '[{"x":'), ("1" * 5000 + ",1", 1, "1" * 80), ("٣,٤", 1, "٣,٤"),
+])
+def test_bad_signed_points_are_named(text, number, word):
+    with pytest.raises(ValueError) as error:
+        REAL.prompts.parse_signed(text)
+    assert str(error.value).startswith(f"Point {number} is {word!r}, which is no point. Write x,y") and REAL.prompts.SIGNED in str(error.value)
