@@ -10,8 +10,9 @@ from .errors import AtelierError
 
 DENOISE = 0.5
 SIDES = {"SD1.5": 512, "SD2.1": 512, "SDXL": 1024}
+GRAPHS = {"SD1.5": "zepo_sd15_lcm", "SD2.1": "zepo_sd15_lcm", "SDXL": "zepo_sdxl_lightning"}
 FACES = {"SD1.5": "fastface_both_sd15_lcm", "SDXL": "fastface_both_sdxl_hyper"}
-BASES = ("Hyper", "Lightning", "LCM", "Turbo")  # of Few-Step Preset
+FACE_SAMPLERS = {"Hyper": "euler", "Lightning": "euler", "LCM": "lcm", "Turbo": "euler_ancestral"}  # as Few-Step Preset has them
 ORDINARY = "ordinary"
 
 
@@ -63,8 +64,8 @@ def choose(checkpoint: Checkpoint, loras: list, folders: str, face: bool) -> "tu
     """
     if face and checkpoint.family not in FACES:
         raise AtelierError(f"--checkpoint {checkpoint.name} is {checkpoint.family}, and face adapters are made for SD1.5 and SDXL only")
-    if face and checkpoint.kind and checkpoint.kind not in BASES:
-        raise AtelierError(f"--checkpoint {checkpoint.name} is of the kind {checkpoint.kind}, and the fastface workflows sample {', '.join(BASES)}")
+    if face and checkpoint.kind and checkpoint.kind not in FACE_SAMPLERS:
+        raise AtelierError(f"--checkpoint {checkpoint.name} is of the kind {checkpoint.kind}, and the fastface workflows sample {', '.join(FACE_SAMPLERS)}")
     found = None if checkpoint.kind else few_step_lora(checkpoint.family, loras, face)
     lora, entry = found or (None, {})
     kind, steps = checkpoint.kind or entry.get("kind") or ORDINARY, checkpoint.steps or entry.get("steps", 4)
@@ -86,8 +87,7 @@ def choose(checkpoint: Checkpoint, loras: list, folders: str, face: bool) -> "tu
         return name, for_face(workflows.load(name), lora, kind), f"{told}: workflow {name}{with_what}{why}"
     values = sampling(kind, steps)
     side = 512 if kind == "Turbo" else 768 if (checkpoint.family, checkpoint.v) == ("SD2.1", True) else SIDES[checkpoint.family]
-    # Two graphs serve all: the one with ModelSamplingDiscrete lcm, and the one without.
-    name = "zepo_sd15_lcm" if values.lcm else "zepo_sdxl_lightning"
+    name = GRAPHS[checkpoint.family]
     told += f": workflow {name}{with_what}, {side} x {side} pixels, {values.steps} steps, CFG {values.cfg}, {values.sampler}, {values.scheduler}"
     return name, for_picture(workflows.load(name), lora, values, side), told + why
 
@@ -103,37 +103,43 @@ def require_fit(checkpoint: Checkpoint, workflow: "str | None") -> None:
 
 def for_picture(workflow: dict, lora: "str | None", values: Sampling, side: int) -> dict:
     """A ZePo graph with this LoRA or none, these values, and pictures of `side` x `side` pixels."""
-    workflow = with_lora(workflow, lora)
+    workflow = with_model(workflow, lora, values.lcm)
     for entry in workflow.values():
         if entry["class_type"] == "KSampler":
             entry["inputs"].update(steps=values.steps, cfg=values.cfg, sampler_name=values.sampler, scheduler=values.scheduler, denoise=DENOISE)
         elif entry["class_type"] == "ImageScale":
             entry["inputs"].update(width=side, height=side)
-            called = entry.get("_meta", {}).get("title", "")
-            entry["_meta"] = {"title": re.sub(r"\d+ x \d+", f"{side} x {side}", called)}
     return workflow
 
 
 def for_face(workflow: dict, lora: "str | None", kind: str) -> dict:
     """A FastFace graph with this LoRA or none, sampled as this kind of distilled model wants it."""
-    workflow = with_lora(workflow, lora)
+    workflow = with_model(workflow, lora, kind == "LCM")
     for entry in workflow.values():
-        if entry["class_type"] == "AtelierFewStepPreset":
-            entry["inputs"]["base"] = kind
+        if entry["class_type"] == "KSampler":
+            entry["inputs"]["sampler_name"] = FACE_SAMPLERS[kind]
         elif entry["class_type"] == "EmptyLatentImage" and kind == "Turbo":
             entry["inputs"].update(width=512, height=512)
     return workflow
 
 
-def with_lora(workflow: dict, lora: "str | None") -> dict:
-    """A copy whose one LoRA loader loads `lora`, or is left out."""
+def with_model(workflow: dict, lora: "str | None", lcm: bool) -> dict:
+    """A copy whose LoRA loader loads `lora` or is left out, with ModelSamplingDiscrete lcm behind it or not."""
     workflow = copy.deepcopy(workflow)
-    node, = workflows.titled(workflow, ("LoraLoaderModelOnly",), None)
-    if lora:
-        if lora != workflow[node]["inputs"]["lora_name"]:
-            workflow[node]["inputs"]["lora_name"], workflow[node]["_meta"] = lora, {"title": "Few-step LoRA"}
-        return workflow
-    model = workflow.pop(node)["inputs"]["model"]
+    loader, = workflows.titled(workflow, ("LoraLoaderModelOnly",), None)
+    timesteps = workflows.titled(workflow, ("ModelSamplingDiscrete",), None)
+    if lcm and not timesteps:
+        redirect(workflow, loader, ["lcm", 0])
+        workflow["lcm"] = {"class_type": "ModelSamplingDiscrete", "inputs": {"model": [loader, 0], "sampling": "lcm", "zsnr": False},
+                           "_meta": {"title": "ModelSamplingDiscrete"}}
+    for node in ([] if lcm else timesteps) + ([] if lora else [loader]):
+        redirect(workflow, node, workflow.pop(node)["inputs"]["model"])
+    if lora and lora != workflow[loader]["inputs"]["lora_name"]:
+        workflow[loader]["inputs"]["lora_name"], workflow[loader]["_meta"] = lora, {"title": "Few-step LoRA"}
+    return workflow
+
+
+def redirect(workflow: dict, node: str, model: list) -> None:
+    """Let all that takes the model of `node` take `model`, [node, output]."""
     for entry in workflow.values():
         entry["inputs"] = {name: model if value == [node, 0] else value for name, value in entry["inputs"].items()}
-    return workflow

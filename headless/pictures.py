@@ -80,7 +80,7 @@ def titles(workflow: dict) -> "list[str]":
 
 def named(workflow: dict) -> "dict[str, tuple[Path, bool]]":
     """{title: (file, whether it must be uploaded)} of the shipped pictures that a workflow names; Demo Picture has them itself."""
-    files = {key: file for file in sorted(SHIPPED.iterdir()) for key in (file.name, file.stem)}
+    files = {key: file for file in SHIPPED.iterdir() for key in (file.name, f"atelier/{file.name}")}  # Load Image's name, Demo Picture's
     found = {}
     for node in workflows.titled(workflow, workflows.PICTURES, None):
         entry = workflow[node]

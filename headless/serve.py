@@ -14,8 +14,8 @@ from .errors import AtelierError, ServerError
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 FIRST = "zepo_demo"  # the demo that opens first, by its name in workflows/api
 # ComfyUI's own cache forgets what a run did not use, so going back to a style would read its features again. A style
-# makes about 8 results, from its picture to the result's; the features among them take some 20 MB for SD1.5 at 512
-# pixels and up to 200 MB for SDXL at 1024. 100 results are the last dozen styles, in at most about 2.5 GB of memory.
+# makes about 9 results, from its picture to the result's; the features among them take some 20 MB for SD1.5 at 512
+# pixels and up to 200 MB for SDXL at 1024. 100 results are the last ten styles, in at most about 2 GB of memory.
 RESULTS = 100
 CACHES = ("--cache-ram", "--cache-classic", "--cache-lru", "--cache-none", "--high-ram")
 
@@ -51,7 +51,7 @@ def serve(env: Environment, port: int, extra: list) -> NoReturn:
 
 
 def welcome(url: str, extra: list) -> str:
-    kept = "" if given(extra, CACHES) else (f"The last {RESULTS} results of nodes are kept: the features of a dozen styles "
+    kept = "" if given(extra, CACHES) else (f"The last {RESULTS} results of nodes are kept: the features of some ten styles "
                                             "need not be read again.\n")
     return (f"\nPortrait Atelier is ready: {url} (Ctrl-C stops it)\n"
             f"The first demo: {url}{first_demo()}\n{kept}")

@@ -69,11 +69,12 @@ def listener(port: int) -> "tuple[int, str] | None":
 class LocalServer:
     """A ComfyUI that ends when we do. Ctrl-C in the terminal reaches us alone, and we stop it in order.
 
-    `command` starts it; `url` is where it will answer; what it prints goes to the file `log`.
+    `command`, a Python's first, starts it; `url` is where it will answer; what it prints goes to the file `log`.
     """
 
     def __init__(self, command: "list[str]", url: str, cwd, log, env=None):
         self.client, self.log = Client(url), Path(log)
+        self.python = str(command[0])
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as output:
             self.process = Child(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)

@@ -78,8 +78,13 @@ def stylize(args, start, display: Display) -> "list[Path]":
 
 def given_pictures(args, workflow: dict) -> "dict[str, Path]":
     """{title: file} of the pictures that the call gives, with and without options."""
-    given = {wanted: getattr(args, wanted.lower()) for wanted in pictures.TITLES}
-    given |= pictures.place(args.pictures, given, pictures.titles(workflow), args.workflow)
+    given, places = {wanted: getattr(args, wanted.lower()) for wanted in pictures.TITLES}, pictures.titles(workflow)
+    for wanted, name in given.items():
+        if name is not None and wanted not in places:
+            fitting = [other for other in workflows.shipped() if wanted in pictures.titles(workflows.load(other))]
+            raise AtelierError(f'--{wanted.lower()} {name}: workflow {args.workflow} has no Load Image node titled "{wanted}"; '
+                               f"with --workflow it fits {', '.join(fitting)}")
+    given |= pictures.place(args.pictures, given, places, args.workflow)
     return {wanted: picture(name, wanted.lower()) for wanted, name in given.items() if name is not None}
 
 
@@ -158,7 +163,7 @@ def on_server(args, start, display: Display, work):
         if is_file:
             args.checkpoint = checkpoint.name
         try:
-            return work(server.client, server.process.args[0])
+            return work(server.client, server.python)
         except ServerError as error:
             if server.process.poll() is None:
                 raise

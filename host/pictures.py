@@ -1,4 +1,4 @@
-"""The shipped pictures among ComfyUI's own input pictures, so that its previews, mask editor and upload work with them."""
+"""The shipped pictures among ComfyUI's input pictures, so that its previews, mask editor and upload work with them."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ DEFAULT = f"{FOLDER}/content.png"
 
 
 def offer() -> None:
-    """Copy the shipped pictures into a subfolder of ComfyUI's input folder, where the editor finds previews. None is overwritten."""
+    """Copy the shipped pictures into a subfolder of ComfyUI's input folder, for the editor's previews; overwrite none."""
     target = Path(folder_paths.get_input_directory()) / FOLDER
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -26,14 +26,15 @@ def offer() -> None:
             if not (target / source.name).exists():
                 shutil.copyfile(source, target / source.name)
     except OSError as error:  # a read-only folder: the graphs run all the same, without previews
-        log.warning("The demo pictures have no preview in the editor, as they cannot be copied to %s: %s", target, error)
+        log.warning("The demo pictures have no preview, as they cannot be copied to %s: %s", target, error)
 
 
 def names() -> list[str]:
     """The shipped pictures, then the pictures of the input folder."""
     inputs = Path(folder_paths.get_input_directory())
     own = [path.name for path in inputs.iterdir() if path.is_file()] if inputs.is_dir() else []
-    return [f"{FOLDER}/{path.name}" for path in sorted(SHIPPED.glob("*.png"))] + sorted(folder_paths.filter_files_content_types(own, ["image"]))
+    own = sorted(folder_paths.filter_files_content_types(own, ["image"]))
+    return [f"{FOLDER}/{path.name}" for path in sorted(SHIPPED.glob("*.png"))] + own
 
 
 def shipped(name: str) -> Path | None:
@@ -46,19 +47,25 @@ def problem(name: str) -> str | None:
     """What is wrong with `name`, or None."""
     if folder_paths.exists_annotated_filepath(name) or shipped(name):
         return None
-    return (f"no picture {name!r}: it is neither in ComfyUI's input folder ({folder_paths.get_input_directory()}) nor one of those that "
-            f"Portrait Atelier ships. Choose another, or press the node's upload button.")
+    folder = folder_paths.get_input_directory()
+    return (
+        f"no picture {name!r}: it is neither in ComfyUI's input folder ({folder}) nor one of those that ships with this "
+        f"pack. Choose another, or press the node's upload button."
+    )
 
 
 def fingerprint(name: str) -> str:
-    """Changes when the file does."""
-    return hashlib.sha256(_path(name).read_bytes()).hexdigest()
+    """Changes when the file behind `name` does."""
+    path = shipped(name)
+    if folder_paths.exists_annotated_filepath(name):
+        path = Path(folder_paths.get_annotated_filepath(name))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else name
 
 
 def load(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(image, mask) as ComfyUI's Load Image gives them: [N, H, W, 3] and [N, h, w], both 0 to 1; the mask is 1 where the file is transparent.
+    """(image, mask) as Load Image gives them: [N, H, W, 3] and [N, h, w], 0 to 1; the mask is 1 where transparent.
 
-    Raises ValueError for a name that is neither.
+    Raises ValueError for a name that is neither in the input folder nor shipped.
     """
     if text := problem(name):
         raise ValueError(text)
@@ -67,7 +74,3 @@ def load(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     with Image.open(shipped(name)) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGBA"))).float() / 255
     return pixels[None, ..., :3], 1 - pixels[None, ..., 3]
-
-
-def _path(name: str) -> Path:
-    return Path(folder_paths.get_annotated_filepath(name)) if folder_paths.exists_annotated_filepath(name) else shipped(name)

@@ -1,12 +1,12 @@
-import os.path
-
 from comfy_api.latest import io
 
 from ..host import training
+from ..host.unfinished import check_prefix
 from .checks import in_range, verdict
 from .types import DIFFSTYLER, MAX_SEED
 
 NAME = training.NODE
+MOST_STEPS = 100000
 
 
 class StyleLoRATrain(io.ComfyNode):
@@ -27,7 +27,7 @@ class StyleLoRATrain(io.ComfyNode):
                 io.Conditioning.Input("caption", tooltip="What the picture shows and a name for its style, from CLIP Text Encode. Use the same words for the style when you "
                                                          "sample."),
                 io.Int.Input("rank", default=16, min=1, max=256, tooltip="Size of the LoRA. The paper takes 16."),
-                io.Int.Input("steps", default=200, min=2, max=100000, tooltip="Training steps, one noised picture each. The paper takes 200."),
+                io.Int.Input("steps", default=200, min=2, max=MOST_STEPS, tooltip="Training steps, one noised picture each. The paper takes 200."),
                 io.Float.Input("learning_rate", default=2e-4, min=1e-7, max=0.1, step=1e-5, round=1e-7,
                                tooltip="AdamW's learning rate, constant. The paper takes 0.0002."),
                 io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
@@ -54,7 +54,7 @@ class StyleLoRATrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, cancel_prefix=None) -> bool | str:
-        return verdict(NAME, (file_prefix, "cancel_prefix", cancel_prefix))
+        return verdict(NAME, (prefix_works, "cancel_prefix", cancel_prefix))
 
     @classmethod
     @in_range
@@ -65,10 +65,5 @@ class StyleLoRATrain(io.ComfyNode):
             augment=augment, checkpointing=checkpointing, prefix=cancel_prefix))
 
 
-def file_prefix(node: str, name: str, text: str) -> None:
-    """Raises ValueError for what is no place in the output folder on any machine."""
-    path = os.path.normpath(text.strip().replace("\\", "/"))
-    outside = os.path.isabs(path) or path.split("/")[0] in (".", "..") or path[1:2] == ":"
-    if outside or not text.isprintable() or any(len(part.encode()) > 200 for part in path.split("/")):
-        raise ValueError(f"'{name}' of {node} is '{text[:200]}', which names no file in the output folder. Write for example "
-                         "loras/style_lora_unfinished.")
+def prefix_works(node: str, name: str, text: str) -> None:
+    check_prefix(text, MOST_STEPS, node)

@@ -37,6 +37,7 @@ SHOWN = """([title, nodes2]) => {
     return pictures.find(picture => picture.src.includes('/view?') && picture.complete && picture.naturalWidth)?.src;
 }"""
 
+CONTENT = "app.graph.nodes.find(node => node.title === 'Content').widgets[0].value"
 # Compare Images has both pictures, and shows them in Nodes 2.0.
 COMPARED = """nodes2 => {
     const node = app.graph.nodes.find(node => node.type === 'ImageCompare'), {beforeImages, afterImages} = node.widgets[0].value;
@@ -147,15 +148,20 @@ def assert_models_offered(page, name):
 
 @pytest.fixture
 def drawn(page, open_workflow):
-    def drawn(api):
-        """Run a workflow and return the picture that the editor then shows."""
+    def drawn(api, before=lambda: None, **values):
+        """Run a workflow and return the picture that the editor then shows. `values`: for all widgets of these names on the surface."""
         name = next(name for name in FILES if TWINS[name] == api)
         open_workflow(name)
         for title in page.evaluate("app.graph.nodes.filter(node => node.type === 'AtelierDemoPicture').map(node => node.title)"):
             assert "subfolder=atelier" in page.wait_for_function(SHOWN, arg=[title, page.nodes2]).json_value()  # before any run
-        # A seed of its own for each renderer: nothing comes from the server's cache.
-        page.evaluate("seed => app.graph.nodes.flatMap(node => node.widgets ?? []).find(w => w.name === 'seed').value = seed",
-                      1000 + page.nodes2)
+        # A value of its own for each renderer: nothing comes from the server's cache.
+        for widget, value in (values or {"seed": 1000 + page.nodes2}).items():
+            assert page.evaluate("""([name, value]) => {
+                const found = app.graph.nodes.flatMap(node => node.widgets ?? []).filter(w => w.name === name);
+                found.forEach(widget => { widget.value = value; });
+                return found.length;
+            }""", [widget, value])
+        before()
         page.evaluate(RUN)
         address = page.wait_for_function(SHOWN, arg=["Result", page.nodes2]).json_value()
         assert api in address and "type=output" in address
@@ -190,6 +196,41 @@ def test_the_demo_draws_a_person(page, drawn):
     assert page.errors == []
 
 
+def test_the_demo_learns_a_style(page, drawn):
+    """Few steps: that 200 come nearer to the style, docs/microworld-styles.md measures."""
+    result = drawn("diffstyler_demo", steps=3 + page.nodes2)
+    content = Image.open(ROOT / "demo" / "pictures" / "content.png").convert("RGB")
+    assert likeness(result, content) > 0.25 and distance(result, content) > 10
+    assert page.errors == []
+
+
+def test_the_demo_takes_the_region_that_is_painted_in_the_mask_editor(page, drawn):
+    """ComfyUI's own mask editor opens on Demo Picture and starts from the shipped region; a stroke in the corner is added to it."""
+    def paint():
+        page.evaluate("""() => {
+            app.canvas.selectNode(app.graph.nodes.find(node => node.title === 'Content'));
+            app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor');
+        }""")
+        page.wait_for_function("document.querySelectorAll('[role=dialog] canvas')[2]?.width === 256")
+        canvas = page.get_by_role("dialog").locator("canvas").nth(2)
+        canvas.element_handle().wait_for_element_state("stable")
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 120, box["y"] + 20, steps=4)
+        page.mouse.up()
+        page.get_by_role("dialog").get_by_role("button", name="Save").click()
+        page.wait_for_function(f"{CONTENT}.startsWith('clipspace')")
+
+    result = drawn("diffstyler_demo_regions", paint, steps=2 + page.nodes2)
+    assert result and page.errors == []
+    painted = page.evaluate(CONTENT).removesuffix(" [input]")
+    address = page.evaluate("location.origin") + f"/view?type=input&filename={painted}"
+    with Image.open(io.BytesIO(page.request.get(address).body())) as picture:
+        alpha = picture.getchannel("A")
+    assert [alpha.getpixel(place) for place in ((24, 7), (128, 128), (250, 250))] == [0, 0, 255]
+
+
 def test_a_photo_without_a_face_is_told(page, open_workflow):
     """The editor says which node failed, and on demand in which words."""
     grey = io.BytesIO()
@@ -211,6 +252,7 @@ FACES = {"face_analysis": ("AtelierDemoFaceLoader", 0), "adapter": ("AtelierDemo
 BLUEPRINTS = {
     "Stylize Portrait": {**MODEL, "content": ("AtelierDemoPicture", 0), "style": ("AtelierDemoPicture", 0)},
     "Portrait of a Person": {**MODEL, **FACES, "face": ("AtelierDemoPicture", 0)},
+    "Restyle with a LoRA": {**MODEL, "content": ("AtelierDemoPicture", 0)},
 }
 # Connect the one subgraph on the surface, its first output to a Save Image titled "Result".
 CONNECT = """sources => {
@@ -218,7 +260,8 @@ CONNECT = """sources => {
     const add = type => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
     for (const [name, [type, output]] of Object.entries(sources))
         (nodes[type] ??= add(type)).connect(output, blueprint, slot(name));
-    blueprint.widgets.find(widget => widget.name === 'size').value = 256;
+    for (const [name, value] of [['size', 256], ['steps', 4]])
+        blueprint.widgets.find(widget => widget.name === name).value = value;
     const result = add('SaveImage');
     result.title = 'Result';
     blueprint.connect(0, result, 0);
@@ -238,7 +281,7 @@ def test_a_blueprint_is_found_and_works(page, name):
     hit.click()
     page.mouse.click(500, 400)  # the new node follows the pointer until a click
     page.wait_for_function("name => app.graph.nodes.length === 1 && app.graph.nodes[0].title === name", arg=name)
-    assert set(page.evaluate(CONNECT, BLUEPRINTS[name])) <= {"clip_vision"}
+    assert set(page.evaluate(CONNECT, BLUEPRINTS[name])) <= {"clip_vision", "lora", "mask", "other_styles"}
     page.evaluate(RUN)
     address = page.wait_for_function(SHOWN, arg=["Result", page.nodes2]).json_value()
     result = Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB")

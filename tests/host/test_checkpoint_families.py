@@ -9,6 +9,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from portrait_atelier.headless import AtelierError
 from portrait_atelier.headless.checkpoint import inspect
+from portrait_atelier.headless.families import FACE_SAMPLERS
+from portrait_atelier.host import few_step
 
 UNET = "model.diffusion_model."
 SD = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=[1, 2, 4, 4], num_res_blocks=[2] * 4,
@@ -39,3 +41,8 @@ def test_families(tmp_path, config, theirs, ours):
         assert inspect(path).family == ours
     except AtelierError as error:
         assert f"is {ours}" in str(error)
+
+
+def test_faces_are_sampled_as_few_step_preset_samples():
+    assert {kind: preset.sampler for kind, preset in few_step.PRESETS.items()} == FACE_SAMPLERS
+    assert [kind for kind, preset in few_step.PRESETS.items() if preset.lcm] == ["LCM"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import portrait_atelier
 import pytest
 
+pytestmark = pytest.mark.quick
 ROOT = Path(portrait_atelier.__file__).parent
 
 

@@ -108,7 +108,7 @@ def atelier(tmp_path):
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    run.start = start
+    run.start, run.left = start, lambda: marked(mark)
     yield run
     assert [process.args for process in processes if process.poll() is None] == []
     assert [path for process in processes for path in (ROOT / ".atelier").glob(f"run-{process.pid}-*")] == []

@@ -55,6 +55,7 @@ def test_every_workflow_uses_only_nodes_that_the_server_has(client, path):
     assert set().union(*(nodes for word, nodes in parts.items() if word in api.split("_"))) <= types
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
 def test_api_workflows_fit_the_nodes(client, path):
     """Every input is one of the node's and no required one is missing; links have the input's type; values lie in their ranges."""

@@ -54,6 +54,7 @@ def test_points_are_checked_before_anything_runs(client, workflow):
     assert error["type"] == "custom_validation_failed" and "Point 2 is '120', which is no point" in error["details"]
 
 
+@pytest.mark.quick
 def test_a_point_becomes_a_box_becomes_a_mask_on_the_grid(client, workflow):
     first, = client.images(client.run(workflow))
     grid = np.asarray(Image.open(io.BytesIO(client.download(first))).convert("L"))

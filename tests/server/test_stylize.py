@@ -52,14 +52,16 @@ def same(first, second):
     return ImageChops.difference(Image.open(first).convert("RGB"), Image.open(second).convert("RGB")).getbbox() is None
 
 
+@pytest.mark.quick
 def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path):
     """Both styles of this one, which no option names; the server has none of them."""
     result = atelier("stylize", "--server", server.client.url, "--workflow", "diffstyler_demo_regions", "--set", "Train style 1.steps=2",
                      "--set", "Train style 2.steps=2", "--set", "Source Trajectory.steps=2")
-    assert result.stdout == "content_style-neon_style-watercolor.png\n", result.stderr
-    assert Image.open(tmp_path / "content_style-neon_style-watercolor.png").size == (256, 256)
+    assert result.stdout == "content-painted_style-watercolor_style-neon.png\n", result.stderr
+    assert Image.open(tmp_path / "content-painted_style-watercolor_style-neon.png").size == (256, 256)
 
 
+@pytest.mark.quick
 def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
     fresh = ["--set", "Content features.seed=4711", "--seed", "4711"]  # nothing of it is in the server's cache
     result = stylize(*fresh)
@@ -101,6 +103,7 @@ def test_content_and_style_are_not_exchanged(stylize, client, pictures):
         assert status == 200 and data == path.read_bytes()
 
 
+@pytest.mark.quick
 def test_a_person_in_a_style(atelier, server, client, tmp_path):
     """The demo of FastFace, whose only picture is the face; another face with the same seed is another picture."""
     def draw(*face):
@@ -204,13 +207,13 @@ def test_a_checkpoint_of_the_server_chooses_the_workflow(atelier, server, checkp
     """By the file where the server is on this machine, and under a name without words."""
     link = server.base / "models" / "checkpoints" / "mine.safetensors"
     link.symlink_to(checkpoint)
-    small = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, 512 x 512.{side}=64")]
+    small = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
     call = ["stylize", "--server", server.client.url, *pictures, "--steps", 1, *small]
     try:
         result = atelier(*call, "--checkpoint", "mine.safetensors")
         assert result.returncode == 0 and Image.open(tmp_path / "content_style.png").size == (64, 64), result.stderr
         loras = server.base / "models" / "loras"
-        assert (f"mine.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sdxl_lightning without its LoRA, 512 x 512 pixels, 10 steps, "
+        assert (f"mine.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sd15_lcm without its LoRA, 512 x 512 pixels, 10 steps, "
                 f"CFG 5, dpmpp_2m, karras; slower than with lcm-lora-sdv1-5.safetensors, which is not in {loras}: get it from https://") in result.stderr
         told(atelier(*call, "--checkpoint", checkpoint), f"--checkpoint {checkpoint} is a file of this machine", "mine.safetensors")
         listed = atelier("models", "--server", server.client.url)

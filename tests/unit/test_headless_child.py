@@ -9,7 +9,7 @@ import pytest
 
 from portrait_atelier.headless import child
 
-pytestmark = [pytest.mark.quick, pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 LOADER = Path(child.__file__).with_name("pack.py")
 IMPORT = f"import runpy, sys; runpy.run_path({str(LOADER)!r})['load_pack']()\n"
 # Two processes that hold our pipe open: its end says that both are gone. The first says when the second runs.

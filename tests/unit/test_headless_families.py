@@ -64,16 +64,28 @@ def test_sd21_that_predicts_v_wants_768_pixels_and_others_get_a_caution():
     assert "predicts v" in choose(Checkpoint("m.safetensors", "SD1.5", "", v=True), [LCM15], "", face=False)[2]
 
 
-@pytest.mark.parametrize("family, kind, loras, name, base", [
-    ("SD1.5", None, [LCM15], "fastface_both_sd15_lcm", "LCM"), ("SDXL", "Lightning", [], "fastface_both_sdxl_hyper", "Lightning"),
-    ("SDXL", None, ["sdxl_lightning_4step_lora.safetensors", "Hyper-SDXL-4steps-lora.safetensors"], "fastface_both_sdxl_hyper", "Hyper"),
-    ("SDXL", None, ["sdxl_lightning_4step_lora.safetensors"], "fastface_both_sdxl_hyper", "Lightning"),
+@pytest.mark.parametrize("family, kind, loras, name, sampler, lcm", [
+    ("SD1.5", None, [LCM15], "fastface_both_sd15_lcm", "lcm", True), ("SD1.5", "Hyper", [], "fastface_both_sd15_lcm", "euler", False),
+    ("SDXL", "Turbo", [], "fastface_both_sdxl_hyper", "euler_ancestral", False), ("SDXL", "LCM", [], "fastface_both_sdxl_hyper", "lcm", True),
+    ("SDXL", None, ["sdxl_lightning_4step_lora.safetensors", "Hyper-SDXL-4steps-lora.safetensors"], "fastface_both_sdxl_hyper", "euler", False),
+    ("SDXL", None, ["sdxl_lightning_4step_lora.safetensors"], "fastface_both_sdxl_hyper", "euler", False),
 ])
-def test_a_face_gets_a_fastface_graph_with_the_right_preset(family, kind, loras, name, base):
+def test_a_face_gets_a_fastface_graph_sampled_as_its_model_wants(family, kind, loras, name, sampler, lcm):
     found, workflow, _ = choose(Checkpoint("m.safetensors", family, "", kind, 4 if kind else 0), loras, "", face=True)
-    preset, = [entry["inputs"] for entry in workflow.values() if entry["class_type"] == "AtelierFewStepPreset"]
-    assert found == name and preset["base"] == base and preset["model"][0] in workflow
-    assert [entry["inputs"]["lora_name"] for entry in workflow.values() if entry["class_type"] == "LoraLoaderModelOnly"] == loras[-1:]
+    kinds = {entry["class_type"]: entry["inputs"] for entry in workflow.values()}
+    assert found == name and kinds["KSampler"]["sampler_name"] == sampler and ("ModelSamplingDiscrete" in kinds) == lcm
+    assert kinds["KSampler"]["steps"] == 4 and (kinds["EmptyLatentImage"]["width"] == 1024) == (family == "SDXL" and kind != "Turbo")
+    assert all(value[0] in workflow for inputs in kinds.values() for value in inputs.values() if isinstance(value, list))
+    assert [inputs["lora_name"] for inputs in [kinds.get("LoraLoaderModelOnly")] if inputs] == loras[-1:]
+
+
+def test_the_timesteps_of_lcm_come_after_the_lora_for_everything_that_takes_the_model():
+    workflow = choose(Checkpoint("m.safetensors", "SDXL", ""), ["lcm-lora-sdxl.safetensors"], "", face=False)[1]
+    node, = [node for node, entry in workflow.items() if entry["class_type"] == "ModelSamplingDiscrete"]
+    loader, = [node for node, entry in workflow.items() if entry["class_type"] == "LoraLoaderModelOnly"]
+    takers = [entry["class_type"] for entry in workflow.values() if entry["inputs"].get("model") == [node, 0]]
+    assert workflow[node]["inputs"]["model"] == [loader, 0]
+    assert sorted(takers) == ["AtelierConsistencyFeatureExtract", "AtelierConsistencyFeatureExtract", "AtelierSEACPatch"]
 
 
 @pytest.mark.parametrize("family, kind, loras, told", [

@@ -165,7 +165,7 @@ def test_pictures_without_options_that_find_no_place(names, given, titles, told)
 
 def test_the_users_picture_takes_the_place_of_the_demo_picture(kit):
     """Whichever node the workflow has there; the links to it hold, as its id and title do."""
-    for entry in ({"class_type": "LoadImage", "inputs": {"image": "content.png"}}, {"class_type": "AtelierDemoPicture", "inputs": {"picture": "content"}}):
+    for entry in ({"class_type": "LoadImage", "inputs": {"image": "content.png"}}, {"class_type": "AtelierDemoPicture", "inputs": {"image": "atelier/content.png"}}):
         workflow = {"1": {**entry, "_meta": {"title": "Content"}}, "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}
         editor = Editor(workflow, "w", kit)
         editor.set_picture("Content", "portrait-atelier/x.png")

@@ -1,13 +1,17 @@
 """The editor's workflows and the blueprints, read from their files."""
+
 import json
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
-WORKFLOWS = {name: graph for name, graph in WORKFLOWS.items() if not name.startswith("diffstyler_")}
-BLUEPRINTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "subgraphs").glob("*.json"))}
+WORKFLOWS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))
+}
+BLUEPRINTS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "subgraphs").glob("*.json"))
+}
 
 
 def subgraphs(graph):
@@ -48,4 +52,4 @@ def test_the_surface(name):
 
 def test_demos_come_first_where_cards_are_sorted():
     demos = [name for name, graph in WORKFLOWS.items() if "_demo" in graph["extra"]["portrait_atelier"]["api"]]
-    assert list(WORKFLOWS)[:len(demos)] == demos
+    assert list(WORKFLOWS)[: len(demos)] == demos

@@ -17,6 +17,7 @@ LOAD = "async graph => { await app.loadGraphData(graph); return (await app.graph
 
 def text(graph: dict) -> str:
     """JSON with a line for every node, link and subgraph input: small, and changes show."""
+
     def lines(value, depth):
         if isinstance(value, dict) and depth < 4 and (depth == 0 or "nodes" in value or "subgraphs" in value):
             inner = [f"{json.dumps(key)}: {lines(item, depth + 1)}" for key, item in value.items()]
@@ -45,13 +46,17 @@ def main(url: str) -> None:
             for make in family.BLUEPRINTS:
                 level, definition = make(info)
                 (ROOT / "subgraphs").mkdir(exist_ok=True)
-                (ROOT / "subgraphs" / f"{level.name}.json").write_text(text(blueprint(info, level, definition)), encoding="utf-8")
+                (ROOT / "subgraphs" / f"{level.name}.json").write_text(
+                    text(blueprint(info, level, definition)), encoding="utf-8"
+                )
             for make in family.WORKFLOWS:
                 name, api, level, definitions = make(info)
                 graph = level.workflow(api, definitions, {"portrait_atelier": {"api": api}})
                 (ROOT / "workflows" / f"{name}.json").write_text(text(graph), encoding="utf-8")
                 twin = page.evaluate(LOAD, graph)
-                (ROOT / "workflows" / "api" / f"{api}.json").write_text(json.dumps(twin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                (ROOT / "workflows" / "api" / f"{api}.json").write_text(
+                    json.dumps(twin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
                 print(f"{name}: {len(level.nodes)} nodes, {len(twin)} in all")
 
 

@@ -110,7 +110,7 @@ def learn_a_style(info: dict) -> tuple:
 def learn_two_styles(info: dict) -> tuple:
     s = Level(info, "Demo model learns two styles", 471)
     model = s.node("AtelierDemoModelLoader", [0, 0], [270, 70])
-    parts = [train(s, 400 * at, word, ("neon", "watercolor")[at], (model, 1), model=(model, 0), vae=(model, 2)) for at, word in enumerate("12")]
+    parts = [train(s, 400 * at, word, ("watercolor", "neon")[at], (model, 1), model=(model, 0), vae=(model, 2)) for at, word in enumerate("12")]
     for word, (_, learnt) in zip("12", parts):
         s.input(f"style_{word}", (learnt, "image"), label=f"style {word}")
     for word, (caption, _) in zip("12", parts):
@@ -308,11 +308,11 @@ def demo_regions(info: dict) -> tuple:
     g = Level(info)
     g.note(DEMO_REGIONS, [0, 0], [240, 740])
     content = g.node("AtelierDemoPicture", [258, 0], [225, 350], "Content", image="atelier/content-painted.png")
-    first = g.node("AtelierDemoPicture", [258, 390], [225, 350], "Style 1", image="atelier/style-neon.png")
-    second = g.node("AtelierDemoPicture", [501, 390], [225, 350], "Style 2", image="atelier/style-watercolor.png")
+    first = g.node("AtelierDemoPicture", [258, 390], [225, 350], "Style 1", image="atelier/style-watercolor.png")
+    second = g.node("AtelierDemoPicture", [501, 390], [225, 350], "Style 2", image="atelier/style-neon.png")
     learnt = g.subgraph(learn[0], [501, 0], [225, 350], style_1=(first, 0), style_2=(second, 0))
     restyled = g.subgraph(restyle[0], [754, 0], [230, 740], model=(learnt, 0), clip=(learnt, 1), vae=(learnt, 2), content=(content, 0),
-                          region_1=(content, 1), lora_1=(learnt, 3), lora_2=(learnt, 4), prompt_1="portrait, neon", prompt_2="portrait, watercolor",
+                          region_1=(content, 1), lora_1=(learnt, 3), lora_2=(learnt, 4), prompt_1="portrait, watercolor", prompt_2="portrait, neon",
                           lora_file_1="none", lora_file_2="none", **SMALL)
     results(g, 1002, 314, content, restyled, "diffstyler_demo_regions")
     return "Demo 4 - Two styles in two regions", "diffstyler_demo_regions", g, [restyle[1], learn[1]]

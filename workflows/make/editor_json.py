@@ -1,4 +1,5 @@
 """One level of a graph, a surface or the inside of a subgraph, and its form in the editor's JSON."""
+
 import uuid
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE"}
@@ -10,7 +11,8 @@ GROUP = "#3f789e"
 class Level:
     """Nodes with their links. `info` describes the server's nodes (/object_info); `first` is the id of the first node.
 
-    Every subgraph numbers its nodes from a hundred of its own: the editor would renumber equal ids, and API ids would change.
+    Every subgraph numbers its nodes from a hundred of its own: the editor would renumber equal ids, and with them
+    those of the API form.
     """
 
     def __init__(self, info: dict, name: str = "", first: int = 1):
@@ -22,8 +24,21 @@ class Level:
         return unique("subgraph", self.name)
 
     def note(self, text: str, pos, size) -> None:
-        self._add({"type": "MarkdownNote", "title": "Read me", "pos": pos, "size": size, "flags": {}, "mode": 0, "inputs": [], "outputs": [],
-                   "properties": {}, "widgets_values": [text], **NOTE})
+        self._add(
+            {
+                "type": "MarkdownNote",
+                "title": "Read me",
+                "pos": pos,
+                "size": size,
+                "flags": {},
+                "mode": 0,
+                "inputs": [],
+                "outputs": [],
+                "properties": {},
+                "widgets_values": [text],
+                **NOTE,
+            }
+        )
 
     def node(self, kind: str, pos, size, title: str = "", /, models=None, **values) -> int:
         """Add a node of class `kind`. `values`: widget values; a tuple (node, output) is a link. The id of the node."""
@@ -49,31 +64,56 @@ class Level:
             raise ValueError(f"{kind} has no input {', '.join(values)}")
         pack = "portrait-atelier" if kind.startswith("Atelier") else "comfy-core"
         properties = {"cnr_id": pack, "Node name for S&R": kind, **({"models": models} if models else {})}
-        outputs = [{"name": name, "type": any_type(type_), "links": []} for name, type_ in zip(info["output_name"], info["output"])]
-        entry = {"type": kind, "title": title or info["display_name"], "pos": pos, "size": size, "flags": {}, "mode": 0, "inputs": inputs,
-                 "outputs": outputs, "properties": properties, **({"widgets_values": widgets} if widgets else {})}
+        outputs = [
+            {"name": name, "type": any_type(type_), "links": []}
+            for name, type_ in zip(info["output_name"], info["output"])
+        ]
+        entry = {
+            "type": kind,
+            "title": title or info["display_name"],
+            "pos": pos,
+            "size": size,
+            "flags": {},
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": properties,
+            **({"widgets_values": widgets} if widgets else {}),
+        }
         return self._add(entry, links)
 
     def subgraph(self, level: "Level", pos, size, title: str = "", /, **values) -> int:
-        """Add an instance of the subgraph `level`. `values` by the names of its inputs, as in `node`. The id of the node."""
+        """Add an instance of the subgraph `level`. `values` by the names of its inputs, as in `node`. Its id."""
         inputs, widgets, links = [], [], {}
         for slot in level.inputs:
             value = values.pop(slot["name"], None)
             inputs.append({"name": slot["name"], "type": slot["type"], "link": None, **named(slot)})
             if "widget" in slot:
                 inputs[-1]["widget"] = {"name": slot["name"]}
-                widgets.append(level.widget(*slot["targets"][0]) if value is None or isinstance(value, tuple) else value)
+                widgets.append(
+                    level.widget(*slot["targets"][0]) if value is None or isinstance(value, tuple) else value
+                )
             if isinstance(value, tuple):
                 links[slot["name"]] = value
         if values:
             raise ValueError(f"{level.name} has no input {', '.join(values)}")
         outputs = [{"name": slot["name"], "type": slot["type"], "links": []} for slot in level.outputs]
-        entry = {"type": level.id, "title": title or level.name, "pos": pos, "size": size, "flags": {}, "mode": 0, "inputs": inputs, "outputs": outputs,
-                 "properties": {"previewExposures": []}, **({"widgets_values": widgets} if widgets else {})}
+        entry = {
+            "type": level.id,
+            "title": title or level.name,
+            "pos": pos,
+            "size": size,
+            "flags": {},
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": {"previewExposures": []},
+            **({"widgets_values": widgets} if widgets else {}),
+        }
         return self._add(entry, links)
 
     def input(self, name: str, *targets: tuple, label: str = "") -> None:
-        """Give the subgraph an input that leads to `targets`, (node, input) each; widgets among them make it a widget of the node."""
+        """Give the subgraph an input that leads to `targets`, (node, input) each; where they are widgets it is one too."""
         slots = [self._slot("inputs", *target) for target in targets]
         entry = {"name": name, "type": slots[0][1]["type"], "label": label, "targets": targets, "links": []}
         if "widget" in slots[0][1]:
@@ -90,7 +130,9 @@ class Level:
         self.outputs.append({"name": name, "type": slot["type"], "links": [slot["links"][-1]]})
 
     def group(self, title: str, bounding) -> None:
-        self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": bounding, "color": GROUP, "flags": {}})
+        self.groups.append(
+            {"id": len(self.groups) + 1, "title": title, "bounding": bounding, "color": GROUP, "flags": {}}
+        )
 
     def widget(self, node: int, name: str):
         """The value of a widget of a node of this level."""
@@ -104,25 +146,60 @@ class Level:
 
     def definition(self, description: str, left, right) -> dict:
         """The subgraph for `definitions`. `left` and `right`: places of its inputs and outputs."""
+
         def slots(entries, pos):
-            return [{"id": unique(self.name, pos, entry["name"]), "name": entry["name"], "type": entry["type"], "linkIds": entry["links"],
-                     **named(entry), "pos": [pos[0] + 100, pos[1] + 20 + 20 * at]} for at, entry in enumerate(entries)]
+            return [
+                {
+                    "id": unique(self.name, pos, entry["name"]),
+                    "name": entry["name"],
+                    "type": entry["type"],
+                    "linkIds": entry["links"],
+                    **named(entry),
+                    "pos": [pos[0] + 100, pos[1] + 20 + 20 * at],
+                }
+                for at, entry in enumerate(entries)
+            ]
 
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         return {
-            "id": self.id, "version": 1, "revision": 0, "config": {}, "name": self.name,
-            "category": "Portrait Atelier", "description": description,
-            "state": {"lastGroupId": len(self.groups), "lastNodeId": max(self.nodes), "lastLinkId": len(self.links), "lastRerouteId": 0},
+            "id": self.id,
+            "version": 1,
+            "revision": 0,
+            "config": {},
+            "name": self.name,
+            "category": "Portrait Atelier",
+            "description": description,
+            "state": {
+                "lastGroupId": len(self.groups),
+                "lastNodeId": max(self.nodes),
+                "lastLinkId": len(self.links),
+                "lastRerouteId": 0,
+            },
             "inputNode": {"id": -10, "bounding": [*left, 120, 40 + 20 * len(self.inputs)]},
             "outputNode": {"id": -20, "bounding": [*right, 120, 40 + 20 * len(self.outputs)]},
-            "inputs": slots(self.inputs, left), "outputs": slots(self.outputs, right), "widgets": [],
-            "nodes": list(self.nodes.values()), "groups": self.groups, "links": [dict(zip(names, link)) for link in self.links], "extra": {},
+            "inputs": slots(self.inputs, left),
+            "outputs": slots(self.outputs, right),
+            "widgets": [],
+            "nodes": list(self.nodes.values()),
+            "groups": self.groups,
+            "links": [dict(zip(names, link)) for link in self.links],
+            "extra": {},
         }
 
     def workflow(self, name: str, definitions: list, extra: dict) -> dict:
-        return {"id": unique("workflow", name), "revision": 0, "last_node_id": max(self.nodes), "last_link_id": len(self.links),
-                "nodes": list(self.nodes.values()), "links": self.links, "groups": self.groups,
-                "definitions": {"subgraphs": definitions}, "config": {}, "extra": extra, "version": 0.4}
+        return {
+            "id": unique("workflow", name),
+            "revision": 0,
+            "last_node_id": max(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": list(self.nodes.values()),
+            "links": self.links,
+            "groups": self.groups,
+            "definitions": {"subgraphs": definitions},
+            "config": {},
+            "extra": extra,
+            "version": 0.4,
+        }
 
     def _add(self, entry: dict, links=()) -> int:
         number, self.next = self.next, self.next + 1

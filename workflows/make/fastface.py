@@ -1,4 +1,5 @@
 """Portrait of a Person: a given face in the style that the prompt names."""
+
 from .editor_json import Level
 from .loaders import CHECKPOINT_SD15, CHECKPOINT_SDXL, FACES, HUB, LCM_LORA, demo_model, sd15_faces, sdxl_faces
 
@@ -20,11 +21,33 @@ def portrait_of_a_person(info: dict) -> tuple:
     negative = s.node("CLIPTextEncode", [0, 490], [290, 110], "Negative prompt", text="")
     power = s.node("AtelierScalePowerAttention", [620, 0], [290, 210], model=(apply, 0))
     softmax = s.node("AtelierScheduledSoftmaxAttention", [620, 330], [290, 230], model=(apply, 0))
-    switch = s.node("ComfySwitchNode", [940, 0], [230, 80], "Which attention", switch=False, on_false=(power, 0), on_true=(softmax, 0))
+    switch = s.node(
+        "ComfySwitchNode",
+        [940, 0],
+        [230, 80],
+        "Which attention",
+        switch=False,
+        on_false=(power, 0),
+        on_true=(softmax, 0),
+    )
     guidance = s.node("AtelierDecoupledCFG", [940, 160], [270, 180], model=(switch, 0))
     empty = s.node("EmptyLatentImage", [940, 420], [270, 110], "Empty latent", width=512, height=512)
-    sampler = s.node("KSampler", [1240, 0], [260, 270], "KSampler", model=(guidance, 0), positive=(prompt, 0), negative=(negative, 0),
-                     latent_image=(empty, 0), seed=0, steps=4, cfg=1.0, sampler_name="lcm", scheduler="simple", denoise=1.0)
+    sampler = s.node(
+        "KSampler",
+        [1240, 0],
+        [260, 270],
+        "KSampler",
+        model=(guidance, 0),
+        positive=(prompt, 0),
+        negative=(negative, 0),
+        latent_image=(empty, 0),
+        seed=0,
+        steps=4,
+        cfg=1.0,
+        sampler_name="lcm",
+        scheduler="simple",
+        denoise=1.0,
+    )
     decode = s.node("VAEDecode", [1240, 330], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (apply, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -43,29 +66,74 @@ def portrait_of_a_person(info: dict) -> tuple:
     s.group("Prompt", [-20, 260, 330, 360])
     s.group("Attention: one of two", [610, -80, 310, 660])
     s.group("Sampling under decoupled guidance", [930, -80, 590, 660])
-    return s, s.definition("Draws the person in the picture in the style that the prompt names, in few steps (FastFace). For a distilled model and a FaceID "
-                           "adapter.", [-220, 200], [1580, 100])
+    return s, s.definition(
+        "Draws the person in the picture in the style that the prompt names, in few steps (FastFace). For a distilled model and a FaceID "
+        "adapter.",
+        [-220, 200],
+        [1580, 100],
+    )
 
 
 def keep_the_person(info: dict) -> tuple:
     s = Level(info, "Stylize and keep the person", 501)
-    encode, apply = identity(s, end=0.89)  # off at timestep 99, where features are read: else Content's face gets into those of Style
+    encode, apply = identity(
+        s, end=0.89
+    )  # off at timestep 99, where features are read: else Content's face gets into those of Style
     prompt = s.node("CLIPTextEncode", [0, 300], [290, 100], "Prompt", text="head")
     negative = s.node("CLIPTextEncode", [0, 450], [290, 100], "Negative prompt", text="")
     parts = {}
     for at, word in enumerate(("Content", "Style")):
         top = 300 + 230 * at
-        cut = s.node("ImageScale", [320, top], [250, 130], f"{word}, cut to size", upscale_method="lanczos", width=512, height=512, crop="center")
+        cut = s.node(
+            "ImageScale",
+            [320, top],
+            [250, 130],
+            f"{word}, cut to size",
+            upscale_method="lanczos",
+            width=512,
+            height=512,
+            crop="center",
+        )
         latent = s.node("VAEEncode", [600, top], [190, 50], f"{word} latent", pixels=(cut, 0))
-        features = s.node("AtelierConsistencyFeatureExtract", [820, top], [280, 170], f"{word} features", model=(apply, 0), latent=(latent, 0),
-                          positive=(prompt, 0), negative=(negative, 0))
+        features = s.node(
+            "AtelierConsistencyFeatureExtract",
+            [820, top],
+            [280, 170],
+            f"{word} features",
+            model=(apply, 0),
+            latent=(latent, 0),
+            positive=(prompt, 0),
+            negative=(negative, 0),
+        )
         merged = s.node("AtelierTokenMerge", [1130, top], [230, 110], f"Merge {word.lower()}", features=(features, 0))
         parts[word] = cut, latent, features, merged
     content, style = parts["Content"], parts["Style"]
-    seac = s.node("AtelierSEACPatch", [820, -90], [280, 330], "SEAC Patch", model=(apply, 0), source=(content[3], 0), reference=(style[3], 0))
+    seac = s.node(
+        "AtelierSEACPatch",
+        [820, -90],
+        [280, 330],
+        "SEAC Patch",
+        model=(apply, 0),
+        source=(content[3], 0),
+        reference=(style[3], 0),
+    )
     guidance = s.node("AtelierDecoupledCFG", [1130, -90], [270, 180], model=(seac, 0))
-    sampler = s.node("KSampler", [1430, -90], [260, 270], "KSampler", model=(guidance, 0), positive=(prompt, 0), negative=(negative, 0),
-                     latent_image=(content[1], 0), seed=0, steps=4, cfg=1.0, sampler_name="lcm", scheduler="simple", denoise=0.5)
+    sampler = s.node(
+        "KSampler",
+        [1430, -90],
+        [260, 270],
+        "KSampler",
+        model=(guidance, 0),
+        positive=(prompt, 0),
+        negative=(negative, 0),
+        latent_image=(content[1], 0),
+        seed=0,
+        steps=4,
+        cfg=1.0,
+        sampler_name="lcm",
+        scheduler="simple",
+        denoise=0.5,
+    )
     decode = s.node("VAEDecode", [1430, 240], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (apply, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -79,7 +147,11 @@ def keep_the_person(info: dict) -> tuple:
     s.input("seed", (sampler, "seed"))
     s.output("image", (decode, 0))
     s.output("found face", (encode, 1))
-    return s, s.definition("Gives the content portrait the look of the style picture and keeps the person (ZePo and FastFace).", [-220, 100], [1760, 0])
+    return s, s.definition(
+        "Gives the content portrait the look of the style picture and keeps the person (ZePo and FastFace).",
+        [-220, 100],
+        [1760, 0],
+    )
 
 
 KNOBS = """## What to change first
@@ -88,12 +160,10 @@ In *Portrait of a Person*:
 
 - **prompt**: the style, where the person is and what they do.
 - **person**: how strongly the person is drawn; useful from 0.5 to 1.
-- **larger face**: Scheduled-Softmax instead of Scale-Power Attention. Larger, steadier faces; try it when the face gets lost.
-- **seed**: another picture.
-
-**Before and after** compares with a slider in Nodes 2.0 (settings)."""
-INSIDE = """The method (FastFace: Karpukhin, Titov, Kuznetsov and Alanov, 2025) is inside *Portrait of a Person*: open it with the icon at its corner. \
-**Decoupled CFG** there has *alpha* for the person and *beta* for the prompt."""
+- **larger face**: Scheduled-Softmax instead of Scale-Power Attention; try it when the face gets lost.
+- **seed**: another picture."""
+INSIDE = """The method is FastFace (Karpukhin, Titov, Kuznetsov and Alanov, 2025). The icon at the corner of \
+*Portrait of a Person* opens it: **Decoupled CFG** has *alpha* for the person and *beta* for the prompt."""
 
 DEMO = f"""# Portrait of a person
 
@@ -104,10 +174,12 @@ Draws the person in **Face** in the style that the **prompt** names, in four ste
 
 {KNOBS}
 
+**Before and after** compares with a slider in Nodes 2.0 (settings).
+
 ## Your own pictures
 
-Model and face adapter are tiny and know drawn portraits of 256 x 256 pixels, not photographs. For those take the template *Portrait of a person - SD1.5* or \
-*SDXL*.
+Model and face adapter are tiny and know drawn portraits of 256 x 256 pixels, not photographs. For those take the \
+template *Portrait of a person - SD1.5* or *SDXL*.
 
 {INSIDE}"""
 
@@ -149,24 +221,30 @@ Gives **Content** the look of **Style**; a face adapter keeps who is in **Conten
 
 {FACES.replace("FILE", "ip-adapter-faceid-plusv2_sd15.bin")}
 
-The methods are ZePo (Liu, Huang, Cao and He, 2024) and FastFace (Karpukhin, Titov, Kuznetsov and Alanov, 2025); to use them together is our idea."""
+The methods are ZePo (Liu, Huang, Cao and He, 2024) and FastFace (Karpukhin, Titov, Kuznetsov and Alanov, 2025); to \
+use them together is our idea."""
 
 
 def note(base: str, *files: str) -> str:
-    return REAL.replace("BASE", base).replace("KNOBS", KNOBS).replace("FILES", "\n\n".join(files)).replace("INSIDE", INSIDE)
+    return (
+        REAL.replace("BASE", base)
+        .replace("KNOBS", KNOBS)
+        .replace("FILES", "\n\n".join(files))
+        .replace("INSIDE", INSIDE)
+    )
 
 
 def surface(info: dict, text: str, models: Level, api: str, **settings) -> Level:
     person, _ = portrait_of_a_person(info)
     g = Level(info)
-    g.note(text, [0, 0], [260, 740])
-    face = g.node("AtelierDemoPicture", [280, 0], [225, 350], "Face", image="atelier/content.png")
-    loaded = g.subgraph(models, [525, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
+    g.note(text, [0, 0], [300, 770])
+    face = g.node("AtelierDemoPicture", [320, 0], [225, 365], "Face", image="atelier/content.png")
+    loaded = g.subgraph(models, [565, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
     links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
-    result = g.subgraph(person, [525, 310], [240, 430], face=(face, 0), **links, **settings)
-    g.node("PreviewImage", [280, 390], [225, 350], "Found face", images=(result, 1))
-    g.node("SaveImage", [785, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
-    g.node("ImageCompare", [785, 420], [400, 320], "Before and after", image_a=(face, 0), image_b=(result, 0))
+    result = g.subgraph(person, [565, 325], [240, 445], face=(face, 0), **links, **settings)
+    g.node("PreviewImage", [320, 405], [225, 365], "Found face", images=(result, 1))
+    g.node("SaveImage", [825, 0], [400, 395], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [825, 435], [400, 335], "Before and after", image_a=(face, 0), image_b=(result, 0))
     return g
 
 
@@ -182,7 +260,7 @@ PROMPT = "van gogh style painting of a person reading in an ancient library"
 def sd15(info: dict) -> tuple:
     models, definition = sd15_faces(info)
     text = note("SD1.5", CHECKPOINT_SD15, LCM_LORA, FACES.replace("FILE", "ip-adapter-faceid-plusv2_sd15.bin"))
-    # LCM models lose the face more often than others: in the paper 37 of its pictures with Scale-Power, 20 with Scheduled-Softmax.
+    # LCM models lose the face more often than others: in the paper in 37 pictures with Scale-Power, 20 with Softmax.
     graph = surface(info, text, models, "fastface_both_sd15_lcm", prompt=PROMPT, larger_face=True)
     return "Portrait of a person - SD1.5", "fastface_both_sd15_lcm", graph, [portrait_of_a_person(info)[1], definition]
 
@@ -199,16 +277,28 @@ def person_sd15(info: dict) -> tuple:
     models, model_definition = sd15_faces(info)
     keep, keep_definition = keep_the_person(info)
     g = Level(info)
-    g.note(PERSON, [0, 0], [260, 740])
-    content = g.node("AtelierDemoPicture", [280, 0], [225, 350], "Content", image="atelier/content.png")
-    style = g.node("AtelierDemoPicture", [280, 390], [225, 350], "Style", image="atelier/style.png")
-    loaded = g.subgraph(models, [525, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
+    g.note(PERSON, [0, 0], [300, 770])
+    content = g.node("AtelierDemoPicture", [320, 0], [225, 365], "Content", image="atelier/content.png")
+    style = g.node("AtelierDemoPicture", [320, 405], [225, 365], "Style", image="atelier/style.png")
+    loaded = g.subgraph(models, [565, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
     links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
-    result = g.subgraph(keep, [525, 350], [240, 390], content=(content, 0), style=(style, 0), **links)
-    g.node("SaveImage", [785, 0], [470, 380], "Result", images=(result, 0), filename_prefix="portrait-atelier/fastface_seac_sd15_lcm")
-    g.node("ImageCompare", [785, 420], [225, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
-    g.node("PreviewImage", [1030, 420], [225, 320], "Found face", images=(result, 1))
-    return "Stylize a portrait, keep the person - SD1.5", "fastface_seac_sd15_lcm", g, [keep_definition, model_definition]
+    result = g.subgraph(keep, [565, 350], [240, 420], content=(content, 0), style=(style, 0), **links)
+    g.node(
+        "SaveImage",
+        [825, 0],
+        [470, 395],
+        "Result",
+        images=(result, 0),
+        filename_prefix="portrait-atelier/fastface_seac_sd15_lcm",
+    )
+    g.node("ImageCompare", [825, 435], [225, 335], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    g.node("PreviewImage", [1070, 435], [225, 335], "Found face", images=(result, 1))
+    return (
+        "Stylize a portrait, keep the person - SD1.5",
+        "fastface_seac_sd15_lcm",
+        g,
+        [keep_definition, model_definition],
+    )
 
 
 WORKFLOWS = [demo, sd15, sdxl, person_sd15]

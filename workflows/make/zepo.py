@@ -1,4 +1,5 @@
 """Stylize Portrait: the look of one picture for another."""
+
 from .editor_json import Level
 from .loaders import CHECKPOINT_SD15, CHECKPOINT_SDXL, LCM_LORA, demo_model, sd15_lcm, sdxl_lightning
 
@@ -10,16 +11,52 @@ def stylize_portrait(info: dict) -> tuple:
     steps = {}
     for at, word in enumerate(("Content", "Style")):
         top = 370 + 230 * at
-        cut = s.node("ImageScale", [0, top], [270, 130], f"{word}, cut to size", upscale_method="lanczos", width=512, height=512, crop="center")
+        cut = s.node(
+            "ImageScale",
+            [0, top],
+            [270, 130],
+            f"{word}, cut to size",
+            upscale_method="lanczos",
+            width=512,
+            height=512,
+            crop="center",
+        )
         latent = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(cut, 0))
-        features = s.node("AtelierConsistencyFeatureExtract", [530, top], [290, 170], f"{word} features", latent=(latent, 0), positive=(prompt, 0),
-                          negative=(negative, 0), seed=0, timestep=99)
-        merged = s.node("AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(features, 0), ratio=0.5)
+        features = s.node(
+            "AtelierConsistencyFeatureExtract",
+            [530, top],
+            [290, 170],
+            f"{word} features",
+            latent=(latent, 0),
+            positive=(prompt, 0),
+            negative=(negative, 0),
+            seed=0,
+            timestep=99,
+        )
+        merged = s.node(
+            "AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(features, 0), ratio=0.5
+        )
         steps[word] = cut, latent, features, merged
     content, style = steps["Content"], steps["Style"]
-    seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(content[3], 0), reference=(style[3], 0))
-    sampler = s.node("KSampler", [1470, 370], [260, 270], "KSampler", model=(seac, 0), positive=(prompt, 0), negative=(negative, 0),
-                     latent_image=(content[1], 0), seed=0, steps=4, cfg=2.0, sampler_name="lcm", scheduler="simple", denoise=0.5)
+    seac = s.node(
+        "AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(content[3], 0), reference=(style[3], 0)
+    )
+    sampler = s.node(
+        "KSampler",
+        [1470, 370],
+        [260, 270],
+        "KSampler",
+        model=(seac, 0),
+        positive=(prompt, 0),
+        negative=(negative, 0),
+        latent_image=(content[1], 0),
+        seed=0,
+        steps=4,
+        cfg=2.0,
+        sampler_name="lcm",
+        scheduler="simple",
+        denoise=0.5,
+    )
     decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (content[2], "model"), (style[2], "model"), (seac, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -39,8 +76,12 @@ def stylize_portrait(info: dict) -> tuple:
     s.group("Prompt", [-20, -80, 310, 350])
     s.group("Features of both pictures, read once and kept", [-20, 290, 1140, 510])
     s.group("Sampling under attention control", [1130, 290, 620, 510])
-    return s, s.definition("Gives the content portrait the look of the style picture in a few sampling steps (ZePo). For a model made for few steps, "
-                           "such as an LCM.", [-200, 300], [1800, 400])
+    return s, s.definition(
+        "Gives the content portrait the look of the style picture in a few sampling steps (ZePo). For a model made for few steps, "
+        "such as an LCM.",
+        [-200, 300],
+        [1800, 400],
+    )
 
 
 KNOBS = """## What to change first
@@ -51,8 +92,8 @@ In *Stylize Portrait*:
 - **change**: less keeps more of the content.
 
 **Before and after** compares with a slider in Nodes 2.0 (settings)."""
-INSIDE = """The method (ZePo: Liu, Huang, Cao and He, 2024) is inside *Stylize Portrait*: open it with the icon at its corner. Select a node and press **i** for \
-help."""
+INSIDE = """The method (ZePo: Liu, Huang, Cao and He, 2024) is inside *Stylize Portrait*: open it with the icon at \
+its corner. Select a node and press **i** for help."""
 
 
 DEMO = f"""# Stylize a portrait
@@ -66,7 +107,8 @@ Gives **Content** the look of **Style** in four steps. Nothing to download, no G
 
 ## Your own pictures
 
-The demo model knows drawn portraits of 256 x 256 pixels, not photographs. For those take the template *Stylize a portrait - SD1.5* or *SDXL*.
+The demo model knows drawn portraits of 256 x 256 pixels, not photographs. For those take the template *Stylize a \
+portrait - SD1.5* or *SDXL*.
 
 {INSIDE}"""
 
@@ -87,7 +129,8 @@ Gives **Content** the look of **Style** in four steps, with the paper's settings
 
 {LCM_LORA}
 
-Other files: choose them in *SD1.5 with LCM-LoRA*. With a checkpoint that is an LCM already, open it and bypass the LoRA (Ctrl-B).
+Other files: choose them in *SD1.5 with LCM-LoRA*. With a checkpoint that is an LCM already, open it and bypass the \
+LoRA (Ctrl-B).
 
 {INSIDE}"""
 
@@ -106,9 +149,11 @@ Gives **Content** the look of **Style** at 1024 x 1024 in two steps.
 
 {CHECKPOINT_SDXL}
 
-**models/loras**: [sdxl_lightning_4step_lora.safetensors](https://huggingface.co/ByteDance/SDXL-Lightning) (394 MB, CreativeML Open RAIL++-M).
+**models/loras**: [sdxl_lightning_4step_lora.safetensors](https://huggingface.co/ByteDance/SDXL-Lightning) (394 MB, \
+CreativeML Open RAIL++-M).
 
-Two steps with *change* 0.5 are the second half of the 4-step model's own schedule; for **four steps** take sdxl_lightning_8step_lora.safetensors. Lightning wants *cfg* 1.
+Two steps with *change* 0.5 are the second half of the 4-step model's own schedule; for **four steps** take \
+sdxl_lightning_8step_lora.safetensors. Lightning wants *cfg* 1.
 
 The paper uses LCM; Lightning is our transfer of it. {INSIDE}"""
 
@@ -117,30 +162,51 @@ def surface(info: dict, note: str, model: Level, api: str, **settings) -> Level:
     """Note, two pictures, model, Stylize Portrait, result and comparison."""
     stylize, _ = stylize_portrait(info)
     g = Level(info)
-    g.note(note, [0, 0], [260, 740])
-    content = g.node("AtelierDemoPicture", [280, 0], [225, 350], "Content", image="atelier/content.png")
-    style = g.node("AtelierDemoPicture", [280, 390], [225, 350], "Style", image="atelier/style.png")
-    loaded = g.subgraph(model, [525, 0], [240, 70 + 25 * len([slot for slot in model.inputs])])
-    result = g.subgraph(stylize, [525, 230], [240, 510], model=(loaded, 0), clip=(loaded, 1), vae=(loaded, 2), content=(content, 0), style=(style, 0),
-                        **settings)
-    g.node("SaveImage", [785, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
-    g.node("ImageCompare", [785, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    g.note(note, [0, 0], [300, 740])
+    content = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/content.png")
+    style = g.node("AtelierDemoPicture", [320, 390], [225, 350], "Style", image="atelier/style.png")
+    loaded = g.subgraph(model, [565, 0], [240, 70 + 25 * len([slot for slot in model.inputs])])
+    result = g.subgraph(
+        stylize,
+        [565, 230],
+        [240, 510],
+        model=(loaded, 0),
+        clip=(loaded, 1),
+        vae=(loaded, 2),
+        content=(content, 0),
+        style=(style, 0),
+        **settings,
+    )
+    g.node("SaveImage", [825, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [825, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
     return g
 
 
 def demo(info: dict) -> tuple:
     model, definition = demo_model(info)
-    return "Demo 1 - Stylize a portrait", "zepo_demo", surface(info, DEMO, model, "zepo_demo", size=256), [stylize_portrait(info)[1], definition]
+    return (
+        "Demo 1 - Stylize a portrait",
+        "zepo_demo",
+        surface(info, DEMO, model, "zepo_demo", size=256),
+        [stylize_portrait(info)[1], definition],
+    )
 
 
 def sd15(info: dict) -> tuple:
     model, definition = sd15_lcm(info)
-    return "Stylize a portrait - SD1.5", "zepo_sd15_lcm", surface(info, SD15, model, "zepo_sd15_lcm", size=512), [stylize_portrait(info)[1], definition]
+    return (
+        "Stylize a portrait - SD1.5",
+        "zepo_sd15_lcm",
+        surface(info, SD15, model, "zepo_sd15_lcm", size=512),
+        [stylize_portrait(info)[1], definition],
+    )
 
 
 def sdxl(info: dict) -> tuple:
     model, definition = sdxl_lightning(info)
-    graph = surface(info, SDXL, model, "zepo_sdxl_lightning", size=1024, steps=2, cfg=1, sampler="euler", scheduler="sgm_uniform")
+    graph = surface(
+        info, SDXL, model, "zepo_sdxl_lightning", size=1024, steps=2, cfg=1, sampler="euler", scheduler="sgm_uniform"
+    )
     return "Stylize a portrait - SDXL", "zepo_sdxl_lightning", graph, [stylize_portrait(info)[1], definition]
 
 
