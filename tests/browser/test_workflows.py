@@ -8,9 +8,8 @@ from PIL import Image, ImageChops, ImageStat
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
-TWINS = {name: graph["extra"].get("portrait_atelier", {}).get("api", name) for name, graph in FILES.items()}
+TWINS = {name: graph["extra"]["portrait_atelier"]["api"] for name, graph in FILES.items()}
 DEMOS = [name for name, api in TWINS.items() if "_demo" in api]
-NEW = [name for name in FILES if name != TWINS[name]]
 
 # Every node's box on the screen. Nodes 2.0 draws elements, which grow with their content; LiteGraph draws on a canvas.
 BOXES = """nodes2 => app.graph.nodes.map(node => {
@@ -72,15 +71,22 @@ def wait_for_nodes(page, name):
 
 
 def test_the_template_browser_shows_and_opens_workflows(page):
+    """Under the pack's name, the demos first, with our thumbnails; the first card opens."""
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    for name in DEMOS:  # the server's tests ask for all others
-        page.get_by_role("dialog").get_by_placeholder("Search").fill(name)
-        with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
-            width = thumbnail.width  # without a thumbnail the card shows a picture of the editor's own, of another size
-        page.wait_for_function("""([name, width]) => document.querySelector(
-            `[data-testid="template-workflow-${name}"] img`)?.naturalWidth === width""", arg=[name, width])
-    page.get_by_test_id(f"template-workflow-{DEMOS[-1]}").click()
-    wait_for_nodes(page, DEMOS[-1])
+    try:
+        page.get_by_role("dialog").get_by_text("portrait-atelier", exact=True).first.click()
+        page.wait_for_function("count => document.querySelectorAll('[data-testid^=template-workflow-]').length === count", arg=len(FILES))
+        cards = page.evaluate("[...document.querySelectorAll('[data-testid^=template-workflow-]')].map(card => card.dataset.testid)")
+        assert cards == [f"template-workflow-{name}" for name in sorted(FILES)] and sorted(FILES)[:len(DEMOS)] == DEMOS
+        for name in DEMOS:  # the server's tests ask for all others
+            with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+                width = thumbnail.width  # without a thumbnail the card shows a picture of the editor's own, of another size
+            page.wait_for_function("""([name, width]) => document.querySelector(
+                `[data-testid="template-workflow-${name}"] img`)?.naturalWidth === width""", arg=[name, width])
+        page.get_by_test_id(cards[0]).click()
+        wait_for_nodes(page, DEMOS[0])
+    finally:
+        page.keyboard.press("Escape")  # an open dialog would cover what the next tests press
     assert page.errors == []
 
 
@@ -93,12 +99,10 @@ def test_workflow_in_the_editor(page, open_workflow, name):
     assert page.evaluate("async () => (await app.graphToPrompt()).output") == twin
     boxes = page.evaluate(BOXES, page.nodes2)
     assert_nothing_covered(boxes)
-    if name in NEW:
-        assert page.evaluate("app.canvas.ds.scale") >= 0.8 and len(boxes) <= 8
-        assert_in_view(boxes)
+    assert page.evaluate("app.canvas.ds.scale") >= 0.8 and len(boxes) <= 8
+    assert_in_view(boxes)
     assert_models_offered(page, name)
-    if name in NEW:
-        assert errors(page) == ([] if name in DEMOS else ["error-group-missing-model"])
+    assert errors(page) == ([] if name in DEMOS else ["error-group-missing-model"])
     assert page.errors == []
 
 
@@ -165,11 +169,10 @@ def drawn(page, open_workflow):
         page.evaluate(RUN)
         address = page.wait_for_function(SHOWN, arg=["Result", page.nodes2]).json_value()
         assert api in address and "type=output" in address
-        if name in NEW:
-            page.wait_for_function(COMPARED, arg=page.nodes2)
-            boxes = page.evaluate(BOXES, page.nodes2)
-            assert_nothing_covered(boxes)
-            assert_in_view(boxes)
+        page.wait_for_function(COMPARED, arg=page.nodes2)
+        boxes = page.evaluate(BOXES, page.nodes2)
+        assert_nothing_covered(boxes)
+        assert_in_view(boxes)
         result = Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB")
         assert result.size == (256, 256) and max(ImageStat.Stat(result).stddev) > 20  # not a flat colour
         return result
