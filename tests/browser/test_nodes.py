@@ -46,7 +46,7 @@ TELL = """type => {
         advanced: (node.widgets ?? []).filter(w => w.options.advanced).map(w => w.name),
         inputs: Object.fromEntries(Object.values(inputs).map(input => [input.name, input.tooltip])),
         outputs: outputs.map(output => output.tooltip),
-        labels: Object.fromEntries(node.inputs.map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
+        labels: Object.fromEntries(node.inputs.filter(input => input.name in inputs).map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
     };
 }"""
 

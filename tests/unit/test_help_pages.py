@@ -14,7 +14,7 @@ NAMES = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").re
          for language in ("en", "zh")}
 SECTIONS = {"en": ("Input", "Inputs", "Output", "Outputs"), "zh": ("输入", "输出")}
 # Choices of an input that are spelt like an input.
-CHOICES = {"AtelierFastSAMMask": {"text"}, "AtelierLoRACrossInjection": {"source"}}
+CHOICES = {"AtelierPickPoints": {"points"}, "AtelierFastSAMMask": {"text"}, "AtelierLoRACrossInjection": {"source"}}
 PAGES = [(node, language) for node in NAMES["en"] for language in ("en", "zh")]
 
 
