@@ -28,7 +28,7 @@ def queued(client):
 
 @pytest.mark.parametrize("name, kind, key, value, words", [
     ("diffstyler_demo", "AtelierLoRACrossInjection", "layers", "f=4-11;sa=3-11;ac=3-11", "'ac=3-11' is not understood. Write auto"),
-    ("diffstyler_demo", "AtelierStyleLoRATrain", "cancel_prefix", "../lora", "names no file in the output folder"),
+    ("diffstyler_demo", "AtelierStyleLoRATrain", "cancel_prefix", "../lora", "where an unfinished LoRA cannot be kept"),
     ("zepo_demo", "AtelierSEACPatch", "layers", "u1-8, dd3", "'dd3' names no layer of any model. Write auto, all or"),
     ("zepo_demo", "AtelierConsistencyFeatureExtract", "layers", "u8-1", "'u8-1' names no layer"),
 ])
