@@ -63,7 +63,6 @@ from headless.environment import HOME, environment, run_folder  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.models import report  # noqa: E402
-from headless.pictures import SHIPPED as PICTURES  # noqa: E402
 from headless.serve import serve  # noqa: E402
 from headless.server import LocalServer, free_port, require_free  # noqa: E402
 from headless.stylize import add_arguments, stylize  # noqa: E402
@@ -144,9 +143,6 @@ def run_serve(arguments: list, display: Display) -> NoReturn:
     port = parser.parse_args(arguments).port
     require_free(port)
     env = environment(display)
-    for picture in PICTURES.glob("*.png"):  # so that the demo workflow finds what its Load Image nodes name
-        if not (HOME / "base" / "input" / picture.name).exists():
-            shutil.copy(picture, HOME / "base" / "input")
     serve(env, port, extra)
 
 

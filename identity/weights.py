@@ -33,8 +33,8 @@ def flatten(tree, prefix: str = "", seen: set[int] | None = None) -> Iterator[tu
     """(name, tensor) of a tree of dictionaries. Raises ValueError where one stands twice, and for tensors that are not plain."""
     seen = set() if seen is None else seen
     if torch.is_tensor(tree):
-        # A few bytes may be spread over a shape of any size; whoever computes with it would need all of it.
-        if tree.is_meta or tree.layout is not torch.strided or tree.is_quantized or tree.nbytes > tree.untyped_storage().nbytes():
+        # A few bytes may be spread over a shape of any size; whoever computes with it would need all of it. Sparse ones have no storage.
+        if tree.is_meta or tree.is_quantized or tree.nbytes > tree.untyped_storage().nbytes():
             raise ValueError(f"'{prefix}' is no plain tensor")
         yield prefix, tree
     elif isinstance(tree, dict):

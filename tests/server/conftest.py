@@ -110,7 +110,11 @@ def atelier(tmp_path):
 
     run.start, run.left = start, lambda: marked(mark)
     yield run
-    assert [process.args for process in processes if process.poll() is None] == []
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.kill()  # what it has started goes with it
+        process.wait()
+    assert [process.args for process in running] == []
     assert [path for process in processes for path in (ROOT / ".atelier").glob(f"run-{process.pid}-*")] == []
     assert marked(mark) == []
 

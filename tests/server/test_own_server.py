@@ -2,48 +2,52 @@
 
 Each start takes seconds: what can share a server does.
 """
-import contextlib
 import json
 import os
 import re
-import runpy
 import signal
 import uuid
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
-import pytest
 from PIL import Image
 
-from portrait_atelier.headless import AtelierError, Client, models, stylize
-from portrait_atelier.headless.progress import Display
+from portrait_atelier.headless import Client
 from portrait_atelier.headless.serve import RESULTS, first_demo
 from portrait_atelier.headless.server import free_port
 from portrait_atelier.headless.websocket import WebSocket
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".atelier"
+SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
 
 
-def test_after_a_kill_nothing_computes_and_the_next_run_clears_up(atelier, pictures, tmp_path):
-    """And that next run does all that a run does: starts, runs, saves and stops."""
+def test_after_a_kill_nothing_computes_and_the_next_run_clears_up(atelier, pictures, checkpoint, tmp_path):
+    """That next run does all that a run does, for which a photo, a style and a checkpoint are enough. They are found where they
+    lie: the checkpoint through a link of another name, as download caches have them, and the LoRA beside that."""
     killed = atelier.start("stylize", "--content", pictures[0], "--style", pictures[1], "--steps", 10000, "--", "--cpu")
     line = ""
     while "] KSampler  [" not in line:
         line = killed.stderr.readline()
         assert line
     folder, = HOME.glob(f"run-{killed.pid}-*")
-    assert len(list((folder / "input").rglob("*.png"))) == 2
+    assert len(list((folder / "input" / "portrait-atelier").glob("*.png"))) == 2  # what was uploaded
     killed.kill()
     killed.wait()
     while atelier.left():  # ComfyUI sees its parent gone
         pass
-    result = atelier("stylize", "--content", pictures[0], "--style", pictures[1], "--prompt", "a head", "--negative", "hat")
+    (tmp_path / "link ü").mkdir()
+    (tmp_path / "link ü" / "painted.safetensors").symlink_to(checkpoint)
+    (tmp_path / "link ü" / "lcm-lora-sdv1-5.safetensors").symlink_to(checkpoint.with_name("lcm-lora-sdv1-5.safetensors"))
+    result = atelier("stylize", pictures[0], pictures[1], "--checkpoint", "link ü/painted.safetensors", *SMALL, "--steps", 1)
     assert result.returncode == 0, result.stderr
     assert not folder.exists()
-    assert result.stdout == "content_style.png\n"
-    assert Image.open(tmp_path / "content_style.png").size == (256, 256)
-    assert "Starting ComfyUI" in result.stderr and "] KSampler  [####################] 4/4" in result.stderr
+    assert result.stdout == "content_style.png\n" and Image.open(tmp_path / "content_style.png").size == (64, 64)
+    assert ("painted.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sd15_lcm with lcm-lora-sdv1-5.safetensors, "
+            "512 x 512 pixels, 4 steps, CFG 2, lcm, simple\n") in result.stderr
+    assert "Starting ComfyUI" in result.stderr
+    assert "] KSampler  [####################] 1/1" in result.stderr or "] KSampler\n" in result.stderr
+    assert "Note: " not in result.stderr and "not loaded" not in (HOME / "logs" / "comfyui.log").read_text(encoding="utf-8")
 
 
 def test_ctrl_c_while_comfyui_starts(atelier, pictures):
@@ -66,26 +70,8 @@ def loads(name):
     })
 
 
-SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
-
-
-def test_a_photo_a_style_and_a_checkpoint_are_enough(atelier, pictures, checkpoint, tmp_path):
-    """Found where they lie: the checkpoint through a link of another name, as download caches have them, and the LoRA beside that."""
-    (tmp_path / "link ü").mkdir()
-    (tmp_path / "link ü" / "painted.safetensors").symlink_to(checkpoint)
-    (tmp_path / "link ü" / "lcm-lora-sdv1-5.safetensors").symlink_to(checkpoint.with_name("lcm-lora-sdv1-5.safetensors"))
-    result = atelier("stylize", pictures[0], pictures[1], "--checkpoint", "link ü/painted.safetensors", *SMALL, "--steps", 1)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "content_style.png\n" and Image.open(tmp_path / "content_style.png").size == (64, 64)
-    assert ("painted.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sd15_lcm with lcm-lora-sdv1-5.safetensors, "
-            "512 x 512 pixels, 4 steps, CFG 2, lcm, simple\n") in result.stderr
-    assert "] KSampler  [####################] 1/1" in result.stderr or "] KSampler\n" in result.stderr
-    assert "Note: " not in result.stderr and "not loaded" not in (HOME / "logs" / "comfyui.log").read_text(encoding="utf-8")
-
-
-def test_checkpoints_are_found_where_they_lie_and_the_users_comfyui_lends_its_own(tmp_path, monkeypatch):
-    """One ComfyUI, started from a checkout of the user's that has a model, for two calls. The files are no checkpoints,
-    so that the loader complains of the one it is given: ComfyUI found it, and by a path only we gave."""
+def test_a_missing_checkpoint_lists_folders_and_names_and_the_users_comfyui_lends_its_own(atelier, tmp_path):
+    """COMFYUI_PATH names a checkout with a model of its own, and a folder that turns in circles."""
     checkout = tmp_path / "ComfyUI"
     (checkout / "models" / "checkpoints").mkdir(parents=True)
     (checkout / "models" / "checkpoints" / "theirs.safetensors").touch()
@@ -94,43 +80,26 @@ def test_checkpoints_are_found_where_they_lie_and_the_users_comfyui_lends_its_ow
         if path.name != "models":
             (checkout / path.name).symlink_to(path)
     (tmp_path / "w.json").write_text(loads("default.safetensors"))
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mine.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COMFYUI_PATH", str(checkout))
-    own_server = runpy.run_path(str(ROOT / "atelier.py"))["own_server"]
-    with own_server(Display(), ["--cpu"])(tmp_path / "models") as server:
-        def call(*words):
-            parser = stylize.argparse.ArgumentParser()
-            stylize.add_arguments(parser)
-            folders = []
-
-            def start(folder):
-                folders.append(folder)
-                return contextlib.nullcontext(server)
-
-            with pytest.raises(AtelierError) as error:
-                stylize.stylize(parser.parse_args(["--workflow", "w.json", *words]), start, Display())
-            return str(error.value), folders
-
-        text, folders = call("--checkpoint", "models/mine.safetensors")
-        assert 'node "Load" (CheckpointLoaderSimple, id 1) failed' in text and folders == [tmp_path / "models"]
-        text, folders = call()
-        assert "checkpoint 'default.safetensors' not found; looked in " in text and folders == [None]
-        assert "found mine.safetensors, theirs.safetensors; " in text
-        assert str(HOME / "base" / "models" / "checkpoints") in text and str(checkout / "models" / "checkpoints") in text
-        text, folders = call("--checkpoint", str(tmp_path / "gone.safetensors"))
-        assert "no such file" in text and folders == []
-    folder, extra = checkout / "models" / "loras", tmp_path / "other loras"
+    missing = atelier("stylize", "--workflow", "w.json", "--", "--cpu", COMFYUI_PATH=str(checkout))
+    assert missing.returncode == 2
+    last = missing.stderr.splitlines()[-1]
+    assert "checkpoint 'default.safetensors' not found; looked in " in last and "found theirs.safetensors; " in last
+    assert str(HOME / "base" / "models" / "checkpoints") in last and str(checkout / "models" / "checkpoints") in last
+    assert f"the models in {checkout / 'models' / 'circle'} are left out: " in missing.stderr
+    gone = atelier("stylize", "--workflow", "w.json", "--checkpoint", tmp_path / "gone.safetensors")
+    assert gone.returncode == 2 and "no such file" in gone.stderr
+    folder = checkout / "models" / "loras"
     folder.mkdir()
-    extra.mkdir()
     (folder / "lcm-lora-sdv1-5.safetensors").touch()
+    extra = tmp_path / "other loras"
+    extra.mkdir()
     (extra / "my_style.safetensors").touch()
     (checkout / "extra_model_paths.yaml").write_text(f"elsewhere:\n  base_path: {tmp_path}\n  loras: |\n    other loras\n")
-    listed = models.report(None, Display())
-    assert "there    loras/lcm-lora-sdv1-5.safetensors" in listed and "there    loras/my_style.safetensors" in listed
-    assert "missing  loras/my_style_2.safetensors" in listed
-    assert all(str(path) in listed for path in (folder, extra, HOME / "base" / "models" / "loras"))
+    listed = atelier("models", COMFYUI_PATH=str(checkout))
+    assert listed.returncode == 0, listed.stderr
+    assert "there    loras/lcm-lora-sdv1-5.safetensors" in listed.stdout and "there    loras/my_style.safetensors" in listed.stdout
+    assert "missing  loras/my_style_2.safetensors" in listed.stdout
+    assert str(folder) in listed.stdout and str(extra) in listed.stdout and str(HOME / "base" / "models" / "loras") in listed.stdout
 
 
 def test_a_comfyui_that_does_not_start_shows_its_reason_and_log(atelier, pictures):

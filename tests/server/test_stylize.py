@@ -169,8 +169,8 @@ def test_a_grid_of_two_lists_extracts_the_features_once(stylize, client, tmp_pat
     names = [f"content_style_style_enhancement-{value}_seed-{seed}.png" for value in (0.81, 1.21) for seed in (5, 6, 7)]
     assert result.stdout.split() == [*names, "content_style.png"]
     ran = [line.split("] ", 1)[1] for line in result.stderr.splitlines() if "] " in line and "  [" not in line]
-    count = {name: ran.count(name) for name in ("Content features", "Style features", "SEAC Patch", "KSampler")}
-    assert count == {"Content features": 1, "Style features": 1, "SEAC Patch": 2, "KSampler": 6}
+    count = {name: ran.count(name) for name in ("Content features", "Style features", "AtelierSEACPatch", "KSampler")}
+    assert count == {"Content features": 1, "Style features": 1, "AtelierSEACPatch": 2, "KSampler": 6}
     history = sorted(client.json("/history")[1].values(), key=lambda run: run["prompt"][0])
     cached = [set(next(data["nodes"] for kind, data in run["status"]["messages"] if kind == "execution_cached")) for run in history]
     assert len(cached) == 6 and all({"7", "8", "9"} <= nodes for nodes in cached[1:]) and "7" not in cached[0]

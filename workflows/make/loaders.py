@@ -97,7 +97,12 @@ def few_steps(
         strength_model=1.0,
         model=(loader, 0),
     )
-    model = s.node("ModelSamplingDiscrete", [730, 0], [270, 90], sampling="lcm", model=(added, 0)) if lcm else added
+    model = added
+    if adapter:  # the command sets `base` to what its checkpoint is made for
+        base = "LCM" if lcm else "Hyper"
+        model = s.node("AtelierFewStepPreset", [730, 0], [330, 190], model=(added, 0), base=base)
+    elif lcm:
+        model = s.node("ModelSamplingDiscrete", [730, 0], [270, 90], sampling="lcm", model=(added, 0))
     s.input("checkpoint", (loader, "ckpt_name"))
     s.input("lora", (added, "lora_name"), label=title)
     s.output("model", (model, 0))
@@ -106,7 +111,7 @@ def few_steps(
     if adapter:
         faces = s.node("AtelierFaceAnalysisLoader", [0, 160], [330, 90], pack="models/buffalo_l")
         file = s.node("AtelierFaceAdapterLoader", [380, 160], [300, 90], file=adapter)
-        clip = s.node("CLIPVisionLoader", [730, 160], [330, 60], models=CLIP_VISION, clip_name=CLIP_VISION[0]["name"])
+        clip = s.node("CLIPVisionLoader", [730, 250], [330, 60], models=CLIP_VISION, clip_name=CLIP_VISION[0]["name"])
         s.input("face_adapter", (file, "file"), label="face adapter")
         s.input("clip_vision", (clip, "clip_name"), label="clip vision")
         s.output("face_analysis", (faces, 0))
