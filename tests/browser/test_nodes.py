@@ -46,7 +46,7 @@ TELL = """type => {
         advanced: (node.widgets ?? []).filter(w => w.options.advanced).map(w => w.name),
         inputs: Object.fromEntries(Object.values(inputs).map(input => [input.name, input.tooltip])),
         outputs: outputs.map(output => output.tooltip),
-        labels: Object.fromEntries(node.inputs.filter(input => input.name in inputs).map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
+        labels: Object.fromEntries(node.inputs.map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
     };
 }"""
 
@@ -89,7 +89,8 @@ def test_chinese(open_tab):
         for node_id in WIDGETS:
             found, expected = tab.evaluate(TELL, node_id), LOCALE["zh"][node_id]
             assert found["title"] == expected["display_name"]
-            assert found["labels"] == {name: entry["name"] for name, entry in expected.get("inputs", {}).items()}
+            names = {name: entry["name"] for name, entry in expected.get("inputs", {}).items()}
+            assert {name: found["labels"][name] for name in names} == names  # the editor adds an upload button of its own
             assert_help(tab, node_id, "zh")
         assert tab.errors == []
     finally:
