@@ -1,4 +1,4 @@
-"""ONNX files come from anywhere: how much memory their sessions may take, and how large their inputs and outputs may be.
+"""ONNX files come from anywhere: how much memory their sessions may take, and how large inputs and outputs may be.
 
 A file of one kilobyte may ask for any amount, in its inputs, its outputs and anywhere between.
 """
@@ -21,14 +21,15 @@ VALUES = 2**26               # of an output whose size is declared
 
 @lru_cache(maxsize=1)
 def session_options():
-    """SessionOptions for every session of the pack: one memory pool with a limit, as onnxruntime's own pools have none."""
+    """SessionOptions for every session of the pack: one memory pool with a limit; onnxruntime's own have none."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
     most = min(MEMORY, int(comfy.model_management.get_total_memory(torch.device("cpu")) // 2))
     try:
-        pool = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+        kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        pool = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory)
         onnxruntime.create_and_register_allocator(pool, onnxruntime.OrtArenaCfg(most, -1, -1, -1))
     except Exception as error:  # an old onnxruntime, or another pack made the process's pool before us
         log.debug("onnxruntime's memory has no limit: %s", error)
@@ -38,13 +39,13 @@ def session_options():
 
 
 def check_declared(session, where: str) -> None:
-    """Raises ValueError that begins with `where` for a fixed input above `SIDE` and an output declared above `VALUES`."""
+    """Raises ValueError that begins with `where` for a fixed input above `SIDE` and an output above `VALUES`."""
     for kind, entries in (("takes", session.get_inputs()), ("gives", session.get_outputs())):
         for entry in entries:
             sides = known(entry.shape)
             if (kind == "takes" and max(sides, default=0) > SIDE) or math.prod(sides) > VALUES:
-                raise ValueError(f"{where} {kind} '{entry.name}' of shape {list(entry.shape)}, more than any network of its kind. Download or export "
-                                 "the file again.")
+                raise ValueError(f"{where} {kind} '{entry.name}' of shape {list(entry.shape)}, more than any "
+                                 "network of its kind. Download or export the file again.")
 
 
 def known(shape: Sequence) -> list[int]:

@@ -34,14 +34,16 @@ def check_prompt(model, conditioning: list, where: str) -> None:
     width, pooled_size = text_width(model), pooled_width(model)
     for text, options in conditioning:
         if torch.is_tensor(text) and width is not None and text.shape[-1] != width:
-            raise ValueError(f"{where} was written by another text encoder: it is {text.shape[-1]} wide, but this {family(model)} model reads {width}. "
-                             "Encode it with the CLIP of this model's checkpoint.")
+            raise ValueError(f"{where} was written by another text encoder: it is {text.shape[-1]} wide, but this "
+                             f"{family(model)} model reads {width}. Encode it with the CLIP of this model's "
+                             "checkpoint.")
         if pooled_size is not None and options.get("unclip_conditioning") is None:
             pooled = options.get("pooled_output")
             if pooled is None or pooled.shape[-1] != pooled_size:
                 found = "none" if pooled is None else f"one {pooled.shape[-1]} wide"
-                raise ValueError(f"{where} was written by another text encoder: this {family(model)} model reads a pooled text {pooled_size} wide, and "
-                                 f"there is {found}. Encode it with the CLIP of this model's checkpoint.")
+                raise ValueError(f"{where} was written by another text encoder: this {family(model)} model reads a "
+                                 f"pooled text {pooled_size} wide, and there is {found}. Encode it with the CLIP of this "
+                                 "model's checkpoint.")
 
 
 def check_finite(conditioning: list, where: str) -> None:
@@ -49,16 +51,19 @@ def check_finite(conditioning: list, where: str) -> None:
     for text, options in conditioning:
         for tensor in (text, options.get("pooled_output")):
             if torch.is_tensor(tensor) and not torch.isfinite(tensor).all():
-                raise ValueError(f"{where} holds NaN or infinite values: the picture would be empty. Check the text encoder, and LoRAs on it.")
+                raise ValueError(f"{where} holds NaN or infinite values: the picture would be empty. Check the text "
+                                 "encoder, and LoRAs on it.")
 
 
 def one_prompt(model, conditioning: list, name: str, node: str) -> list:
-    """`conditioning` if it is one prompt for the whole picture at all times. Raises ValueError that names what it carries."""
+    """`conditioning` if it is one prompt for the whole picture at all times. Raises ValueError with what it has."""
     if len(conditioning) != 1:
-        raise ValueError(f"'{name}' of {node} holds {len(conditioning)} prompts. Connect one CLIP Text Encode, without Combine.")
+        raise ValueError(f"'{name}' of {node} holds {len(conditioning)} prompts. Connect one CLIP Text Encode, without "
+                         "Combine.")
     for key in UNSUPPORTED:
         if conditioning[0][1].get(key) is not None:
-            raise ValueError(f"'{name}' of {node} carries '{key}', which cannot act on one row of a packed call. Connect the prompt from "
-                             "before that node" + ("; masks go to FastSAM Mask Blend." if key in ("area", "mask") else "."))
+            raise ValueError(f"'{name}' of {node} carries '{key}', which cannot act on one row of a packed call. "
+                             "Connect the prompt from before that node"
+                             + ("; masks go to FastSAM Mask Blend." if key in ("area", "mask") else "."))
     check_prompt(model, conditioning, f"'{name}' of {node}")
     return conditioning

@@ -1,4 +1,4 @@
-"""Keeping what is trained when a training ends early: names below ComfyUI's output folder, tried before the first step."""
+"""Keeping what is trained when a training ends early: names below the output folder, tried before the first step."""
 
 import os
 
@@ -9,14 +9,16 @@ from safetensors.torch import save_file
 from .log import log
 
 PREFIX = "loras/style_lora_unfinished"  # Load LoRA finds what lies in output/loras
-ILLEGAL = set('<>:"|?*') | {chr(number) for number in range(32)}  # in names on some system; Windows hides what follows a colon
+# In the names of files, on some system; Windows hides what follows a colon.
+ILLEGAL = set('<>:"|?*') | {chr(number) for number in range(32)}
 
 
 def check_prefix(prefix: str, steps: int, node: str) -> None:
-    """Raises ValueError unless a LoRA of up to `steps` steps can be kept under `prefix`: a file of that name is made and removed."""
+    """Raises ValueError unless a LoRA of up to `steps` steps can be kept under `prefix`: a file is made and removed."""
     def refuse(reason: str) -> None:
-        raise ValueError(f"'cancel_prefix' of {node} is '{prefix}', where an unfinished LoRA cannot be kept: {reason}. Write a folder and a "
-                         f"name below {folder_paths.get_output_directory()}, for example {PREFIX}.")
+        raise ValueError(f"'cancel_prefix' of {node} is '{prefix}', where an unfinished LoRA cannot be kept: {reason}. "
+                         f"Write a folder and a name below {folder_paths.get_output_directory()}, for example "
+                         f"{PREFIX}.")
 
     bad = sorted(ILLEGAL & set(prefix))
     if bad:
@@ -32,26 +34,27 @@ def check_prefix(prefix: str, steps: int, node: str) -> None:
 
 
 def path_of(prefix: str, steps: int) -> str:
-    """A new file's path in the output folder, whose folder exists then. Raises Exception for a prefix that leads out of it."""
+    """A new file's path in the output folder; its folder is made. Raises Exception for one outside of it."""
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     return os.path.join(folder, f"{name}_{counter:05}_{steps}_steps.safetensors")
 
 
 def keep(tensors: dict[str, torch.Tensor], prefix: str, steps: int, node: str) -> None:
-    """Saves an unfinished LoRA under `prefix`, else under the default name, else in the output folder itself, and says where.
+    """Saves an unfinished LoRA under `prefix`, else under the default name, else in the output folder itself.
 
-    A file that cannot be written whole is not left behind. Never raises what the disk does: why training ended matters more.
+    Says where. A file that cannot be written whole is not left behind. Never raises what the disk does: why training
+    ended matters more.
     """
     for place in dict.fromkeys((prefix, PREFIX, os.path.basename(PREFIX))):
         try:
             path = path_of(place, steps)
             save_whole(tensors, path)
         except Exception as error:
-            log.error("%s: the LoRA of %d steps could not be saved under '%s' in %s: %s", node, steps, place, folder_paths.get_output_directory(),
-                      error)
+            log.error("%s: the LoRA of %d steps could not be saved under '%s' in %s: %s", node, steps, place,
+                      folder_paths.get_output_directory(), error)
         else:
-            log.warning("%s ended after %d steps. What is trained so far is kept in %s; Load LoRA lists it after a refresh when it lies in "
-                        "output/loras.", node, steps, path)
+            log.warning("%s ended after %d steps. What is trained so far is kept in %s; Load LoRA lists it after a "
+                        "refresh when it lies in output/loras.", node, steps, path)
             return
 
 
