@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 
 from .__main__ import READY, ROOT
 
-SIDE, ROW, GAP = 560, 184, 4
+SIDE, GAP = 560, 4
 OPEN = """async ([graph, name]) => {
     await app.loadGraphData(graph, true, true, name, {openSource: 'template'});
     app.canvas.setDirty(true, true);
@@ -36,7 +36,7 @@ BOX = """() => {
 
 def picture(page, title: str) -> Image.Image:
     address = page.wait_for_function(SHOWN, arg=title).json_value()
-    return Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB").resize((ROW, ROW))
+    return Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB")
 
 
 def screenshot(page) -> Image.Image:
@@ -46,8 +46,10 @@ def screenshot(page) -> Image.Image:
     return graph.resize((SIDE, round(graph.height * SIDE / graph.width)), Image.Resampling.LANCZOS)
 
 
-def main(url: str) -> None:
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
+def main(url: str, pattern: str = "*") -> None:
+    """`pattern`: the workflows' names; the demo of their family must be among them."""
+    paths = (ROOT / "workflows").glob(f"{pattern}.json")
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     apis = {graph["extra"]["portrait_atelier"]["api"]: name for name, graph in files.items()}
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -58,23 +60,38 @@ def main(url: str) -> None:
         page.wait_for_function(READY, timeout=120_000)
         page.wait_for_timeout(3000)
         rows = {}
-        for api, name in sorted(apis.items(), key=lambda item: "_demo" not in item[0]):  # demos first: the others show theirs
+        for api, name in sorted(
+            apis.items(), key=lambda item: "_demo" not in item[0]
+        ):  # demos first: the others show theirs
             page.evaluate(OPEN, [files[name], name])
             page.wait_for_timeout(2000)
-            family = "stylize" if "_seac_" in api or api.startswith("zepo") else api.replace("_regions", "").split("_")[0]
+            family = (
+                "stylize" if "_seac_" in api or api.startswith("zepo") else api.replace("_regions", "").split("_")[0]
+            )
             family += "_regions" if "regions" in api else ""
             if "_demo" in api:
                 page.evaluate(RUN)
-                titles = [title for title in ("Content", "Face", "Style", "Found face", "Result") if page.evaluate(SHOWN, title)]
+                titles = [
+                    title
+                    for title in ("Content", "Face", "Style", "Style 1", "Style 2", "Found face", "Result")
+                    if page.evaluate(SHOWN, title)
+                ]
                 rows[family] = [picture(page, title) for title in titles]
             graph, row = screenshot(page), rows[family]
             made = Image.new("RGB", (SIDE, SIDE), (24, 24, 27))
-            top = (SIDE - ROW - GAP - graph.height) // 2
+            side = min(184, SIDE // len(row) - GAP)
+            top = (SIDE - side - GAP - graph.height) // 2
             for at, shown in enumerate(row):
-                made.paste(shown, ((SIDE - len(row) * (ROW + GAP)) // 2 + at * (ROW + GAP), top))
+                made.paste(shown.resize((side, side)), ((SIDE - len(row) * (side + GAP)) // 2 + at * (side + GAP), top))
             if "_demo" not in api:
-                ImageDraw.Draw(made).text((GAP + 4, top + ROW - 14), "drawn by the demo model", (255, 255, 255), stroke_width=2, stroke_fill=(0, 0, 0))
-            made.paste(graph, (0, top + ROW + GAP))
+                ImageDraw.Draw(made).text(
+                    (GAP + 4, top + side - 14),
+                    "drawn by the demo model",
+                    (255, 255, 255),
+                    stroke_width=2,
+                    stroke_fill=(0, 0, 0),
+                )
+            made.paste(graph, (0, top + side + GAP))
             made.save(ROOT / "workflows" / f"{name}.jpg", quality=88, optimize=True)
             print(name, len(row))
 
