@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
 
-    python3 atelier.py stylize [--content F] [--style F] [--output F] ...   stylize a portrait (--help lists all)
+    python3 atelier.py stylize [CONTENT [STYLE]] [--checkpoint F] ...      stylize a portrait (--help lists all)
+    python3 atelier.py models                                              files of weights: needed, there, and where to get them
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
-    python3 atelier.py test [PYTEST ARGUMENTS]                             all tests
+    python3 atelier.py test [--quick] [PYTEST ARGUMENTS]                   all tests; the main ones in minutes
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
     python3 atelier.py train-style --picture F [--output F] ...           a style LoRA from one picture (--help lists all)
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
@@ -16,17 +17,35 @@ folder's venv or .venv, else this one). With --server, stylize uses a running Co
 # The set-up and the dispatch are here; headless/ holds what talks to ComfyUI. Both use the standard library only and
 # run in the Python that was called: what needs torch runs in a child process with the environment's Python. So
 # `stylize --server` works without the environment, and this file works before there is one.
-import argparse
-import contextlib
-import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import xml.etree.ElementTree
-from pathlib import Path
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def leave(*_):
+    print("atelier.py: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def on_ctrl_c(action) -> None:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a shell lets its background programs ignore it
+        signal.signal(signal.SIGINT, action)
+
+
+if __name__ == "__main__":
+    on_ctrl_c(leave)  # while the imports below run; then main takes over
+
+import argparse  # noqa: E402
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import NoReturn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 
@@ -40,12 +59,14 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
           % sys.version_info[:2], file=sys.stderr)
     sys.exit(2)
 
-from headless.client import Client  # noqa: E402
-from headless.environment import HOME, command, environment  # noqa: E402
-from headless.errors import AtelierError, ServerError  # noqa: E402
+from headless.environment import HOME, environment, run_folder  # noqa: E402
+from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
-from headless.server import LocalServer, free_port, require_free, stop_group  # noqa: E402
-from headless.stylize import PICTURES, add_arguments, stylize  # noqa: E402
+from headless.models import report  # noqa: E402
+from headless.serve import serve  # noqa: E402
+from headless.server import LocalServer, free_port, require_free  # noqa: E402
+from headless.stylize import add_arguments, stylize  # noqa: E402
+from headless.suite import run_suite  # noqa: E402
 from headless.train_style import add_train_arguments, train_style  # noqa: E402
 
 
@@ -59,10 +80,20 @@ def run_stylize(arguments: list, display: Display) -> int:
     parser = Parser("atelier.py stylize", description="Stylize a portrait. What follows -- goes to ComfyUI.",
                     allow_abbrev=False)
     add_arguments(parser)
-    options = parser.parse_args(arguments)
-    path = stylize(options, own_server(display, extra), display)
+    options = parser.parse_intermixed_args(arguments)
+    paths = stylize(options, own_server(display, extra), display)
     display.clear()
-    print(path)
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def run_models(arguments: list, display: Display) -> int:
+    parser = Parser("atelier.py models", description="Which files of weights the workflows need, which are there, and where to get "
+                    "the others.", allow_abbrev=False)
+    parser.add_argument("--server", metavar="URL", help="ask the ComfyUI that runs there instead of looking into folders")
+    text = report(parser.parse_args(arguments).server, display)
+    display.clear()
+    print(text)
     return 0
 
 
@@ -85,16 +116,16 @@ def own_server(display: Display, extra: list, output=None):
     def start(checkpoint_folder):
         env = environment(display)
         port = free_port()
-        # Folders of this run only: two calls at once would empty a shared temp folder for each other.
-        with tempfile.TemporaryDirectory(dir=HOME, prefix=f"run-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        with run_folder(display) as folder:
             more = ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
             for name in ("input", "output", "temp"):
-                (Path(folder) / name).mkdir()
-                kept = output if name == "output" and output else Path(folder) / name
-                more += [f"--{name}-directory", str(kept)]
+                (folder / name).mkdir()
+                more += [f"--{name}-directory", str(output if name == "output" and output else folder / name)]
             if checkpoint_folder:
-                paths = Path(folder) / "checkpoint.yaml"
-                paths.write_text(json.dumps({"given": {"checkpoints": str(checkpoint_folder), "is_default": True}}))
+                paths = folder / "checkpoint.yaml"
+                # A few-step LoRA may lie beside it.
+                kinds = dict.fromkeys(("checkpoints", "loras"), str(checkpoint_folder))
+                paths.write_text(json.dumps({"given": {**kinds, "is_default": True}}))
                 more += ["--extra-model-paths-config", str(paths)]
             words = env.comfyui_command(port, more + extra)
             log = HOME / "logs" / "comfyui.log"
@@ -104,7 +135,7 @@ def own_server(display: Display, extra: list, output=None):
     return start
 
 
-def run_serve(arguments: list, display: Display) -> int:
+def run_serve(arguments: list, display: Display) -> NoReturn:
     arguments, extra = split(arguments)
     parser = Parser("atelier.py serve", description="ComfyUI with this pack. What follows -- goes to ComfyUI.",
                     allow_abbrev=False)
@@ -112,88 +143,11 @@ def run_serve(arguments: list, display: Display) -> int:
     port = parser.parse_args(arguments).port
     require_free(port)
     env = environment(display)
-    for picture in PICTURES.glob("*.png"):  # so that the demo workflow finds what its Load Image nodes name
-        if not (HOME / "base" / "input" / picture.name).exists():
-            shutil.copy(picture, HOME / "base" / "input")
-    words = env.comfyui_command(port, extra)
-    display.clear()
-    process = subprocess.Popen(words, cwd=env.comfyui, env=env.variables, start_new_session=True)
-    client, ready = Client(f"http://127.0.0.1:{port}"), False
-    try:
-        while process.poll() is None:
-            if not ready:
-                with contextlib.suppress(ServerError):
-                    client.version()
-                    ready = True
-                    print(f"\nPortrait Atelier is ready: {client.url} (Ctrl-C stops it)\n", flush=True)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1 if ready else 0.3)
-    finally:
-        stop_group(process)
-    raise AtelierError(f"ComfyUI ended with code {process.returncode}; its last lines are above")
+    serve(env, port, extra)
 
 
 def run_test(arguments: list, display: Display) -> int:
-    """tests/browser gets a process of its own: its driver leaves an event loop running that other tests trip over."""
-    env = environment(display, tests=True)
-    if env.run("-c", "import pytest"):
-        raise AtelierError(f"{env.python} has no pytest: run {env.python} -m pip install -r {ROOT / 'requirements-test.txt'}")
-    tests, browser = ROOT / "tests", ROOT / "tests" / "browser"
-    paths, options = [], []
-    for word in arguments:
-        found = next((path for path in (Path(word).absolute(), ROOT / word) if below(path, tests)), None)
-        paths, options = (paths + [str(found)], options) if found else (paths, options + [word])
-    layers = {
-        "main": [path for path in paths or [str(tests)] if not below(path, browser)],
-        "browser": [path for path in paths if below(path, browser)],
-    }
-    if browser.is_dir() and str(tests) in layers["main"]:
-        layers["browser"] = [str(browser)]
-    if layers["browser"] and not have_chromium(display):
-        if os.environ.get("CI"):
-            raise AtelierError("chromium is missing, and CI must not skip tests/browser: apt-get install chromium")
-        display.say("tests/browser will be skipped: chromium is missing, and only root can install it with apt-get")
-    codes, reports = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, chosen in layers.items():
-            if chosen:
-                report = Path(folder) / f"{name}.xml"
-                skip = [f"--ignore={browser}"] if name == "main" else []
-                codes.append(env.run("-m", "pytest", f"--junit-xml={report}", *skip, *options, *chosen))
-                suites = list(xml.etree.ElementTree.parse(report).iter("testsuite")) if report.exists() else []
-                if name == "browser" and os.environ.get("CI") and all(s.get("skipped") == s.get("tests") for s in suites):
-                    raise AtelierError("tests/browser skipped all its tests, which CI must not do: the reasons are above")
-                reports += suites
-    print(summary(reports), flush=True)
-    # pytest's code 5 says that no test was selected: fine for one of the two.
-    return max([code for code in codes if code != 5], default=5)
-
-
-def below(path, folder: Path) -> bool:
-    """Whether `path` (maybe with pytest's ::test) exists in `folder` or is it."""
-    path = Path(str(path).split("::")[0])
-    return path.exists() and path.resolve().is_relative_to(folder)
-
-
-def summary(reports: list) -> str:
-    """One line in pytest's form for all its processes together."""
-    count = {key: sum(float(suite.get(key, 0)) for suite in reports)
-             for key in ("tests", "failures", "errors", "skipped", "time")}
-    passed = count["tests"] - count["failures"] - count["errors"] - count["skipped"]
-    words = {"failed": count["failures"], "passed": passed, "skipped": count["skipped"], "errors": count["errors"]}
-    told = ", ".join(f"{number:.0f} {word}" for word, number in words.items() if number) or "no tests ran"
-    return f"===== all layers together: {told} in {count['time']:.2f}s ====="
-
-
-def have_chromium(display: Display) -> bool:
-    """Whether there is a chromium for the browser tests, after installing it where that is missing and allowed."""
-    if not shutil.which("chromium") and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        try:
-            for words in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-                command(display, f"chromium: apt-get {words[0]}", ["apt-get", *words], "install chromium yourself")
-        except AtelierError as error:
-            display.say(f"atelier.py: {error}")
-    return bool(shutil.which("chromium"))
+    return run_suite(environment(display, tests=True), arguments)
 
 
 def run_bench(arguments: list, display: Display) -> int:
@@ -214,36 +168,46 @@ def run_evaluate(arguments: list, display: Display) -> int:
     return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
 
+def run_pictures(arguments: list, display: Display) -> int:
+    """The pictures of the README and of the help pages, drawn anew: for whoever changes the demo model or a workflow."""
+    with own_server(display, [])(None) as server:
+        server.wait(lambda seconds: display.show(f"Starting ComfyUI ... {seconds:.0f} s", key="start"))
+        return environment(display).run_module("headless.help_pictures", "--server", server.client.url, *arguments)
+
+
 def split(arguments: list) -> tuple:
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "serve": run_serve, "test": run_test, "bench": run_bench, "train-style": run_train_style, "train-demo": run_train_demo,
-            "evaluate": run_evaluate}
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
+COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
+            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
+            "pictures": run_pictures}
 
 
 def main(arguments: list) -> int:
     """Run one command. Exit codes: 0 done, 2 a bad call or a failed step (one line on stderr), 130 interrupted."""
-    for name in ("SIGTERM", "SIGHUP"):  # ending by these cleans up as Ctrl-C does
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), interrupt)
     display = Display()
     try:
+        on_ctrl_c(interrupt)
+        for name in ("SIGTERM", "SIGHUP"):  # ending by these cleans up as Ctrl-C does
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), interrupt)
         if not arguments or arguments[0] in ("-h", "--help"):
             print(__doc__)
             return 0 if arguments else 2
         if arguments[0] not in COMMANDS:
-            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}")
+            meant = f"; for a picture: stylize {' '.join(arguments)}" if Path(arguments[0]).is_file() else ""
+            raise AtelierError(f"no command {arguments[0]!r}: there are {', '.join(COMMANDS)}{meant}")
         return COMMANDS[arguments[0]](arguments[1:], display)
-    except (AtelierError, OSError) as error:
+    except AtelierError as error:
         display.say(f"atelier.py: {error}")
         return 2
+    except OSError as error:
+        display.say(f"atelier.py: {told(error, HOME)}")
+        return 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is stopped: nothing may come between this line and the code
         display.say("atelier.py: interrupted")
         return 130
 

@@ -51,7 +51,7 @@ def select_layers(text: str, layers: list[LayerId], auto: list[LayerId] | None =
     An empty text selects nothing. Raises ValueError that names the token and the valid range.
     """
     chosen = set()
-    for token in filter(None, (part.strip().lower() for part in text.split(","))):
+    for token in _tokens(text):
         if token == "auto":
             chosen.update(automatic_layers(layers) if auto is None else auto)
         elif token == "all":
@@ -59,6 +59,28 @@ def select_layers(text: str, layers: list[LayerId], auto: list[LayerId] | None =
         else:
             chosen.update(_token_layers(token, layers))
     return [layer for layer in layers if layer in chosen]
+
+
+def impossible(text: str) -> str | None:
+    """The first name of a list for `select_layers` that no model has, or None.
+
+    That is one outside the grammar, a range that runs backwards, or a second middle block.
+    """
+    for token in _tokens(text):
+        match = SPEC.fullmatch(token)
+        if not match:
+            if token not in ("auto", "all"):
+                return token
+            continue
+        letter, first, last, low, high = match.groups()
+        backwards = any(end is not None and int(start) > int(end) for start, end in ((first, last), (low, high)))
+        if backwards or letter == "m" and int(last or first or 0) > 0:
+            return token
+    return None
+
+
+def _tokens(text: str) -> list[str]:
+    return list(filter(None, (part.strip().lower() for part in text.split(","))))
 
 
 def _token_layers(token: str, layers: list[LayerId]) -> list[LayerId]:

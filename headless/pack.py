@@ -23,7 +23,7 @@ def load_pack(name: str = "portrait_atelier"):
 
 
 def main() -> None:
-    """`python headless/pack.py [--cpu] demo.train ARGUMENTS` runs the pack's module demo/train.py as a program.
+    """`python headless/pack.py [--cpu] demo.making.train ARGUMENTS` runs the pack's module demo/making/train.py as a program.
 
     With COMFYUI_PATH its modules can be imported; --cpu tells ComfyUI that there is no GPU, which it would die of.
     """
@@ -38,4 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # the command that called us says so
+        sys.exit(130)

@@ -5,11 +5,12 @@ import time
 import uuid
 from pathlib import Path
 
-from . import workflow as workflows
+from . import models, pictures, workflow as workflows
 from .client import Client
 from .errors import AtelierError, ServerError
 from .progress import Display
-from .stylize import PICTURES, line, on_server, picture, result_path, save
+from .pictures import picture
+from .stylize import DEMO, check_file, line, on_server, result_path, save
 
 NODE, SAVE = "AtelierStyleLoRATrain", "SaveLoRA"
 OPTIONS = ("steps", "rank", "learning_rate", "resolution", "seed", "augment", "targets")
@@ -42,13 +43,19 @@ def train_style(args, start, display: Display, folder: Path) -> Path:
     `start(checkpoint_folder)` gives a LocalServer whose output folder is `folder`; it is called only without --server.
     Ctrl-C keeps what is trained so far beside the result's place and goes on as KeyboardInterrupt.
     """
+    check_file(args.checkpoint, args.workflow, args.server)
     args.workflow = args.workflow or ("train_style_sd15" if args.checkpoint else "train_style_demo")
-    workflow, source = workflows.load(args.workflow), PICTURES / "style.png" if args.picture is None else picture(args.picture, "picture")
+    workflow = workflows.load(args.workflow)
+    source = pictures.SHIPPED / "style.png" if args.picture is None else picture(args.picture, "picture")
     output = result_path(args.output, f"{source.stem}.safetensors")
     # A name of its own for this run, so that it is known what the server will call the file.
     name = f"{re.sub(r'[^A-Za-z0-9-]+', '-', output.stem)}-{uuid.uuid4().hex[:8]}"
 
-    def work(client):
+    note = demo_note(workflow, source)
+    if note:
+        display.say(note)
+
+    def work(client, _):
         try:
             run(args, workflow, source, output, name, client, display)
         except KeyboardInterrupt:
@@ -59,7 +66,18 @@ def train_style(args, start, display: Display, folder: Path) -> Path:
             (folder / "loras" / saved(name)).unlink(missing_ok=True)
         return output
 
-    return on_server(args, start, display, work)
+    path = on_server(args, start, display, work)
+    if note:
+        display.say(note)
+    return path
+
+
+def demo_note(workflow: dict, source: Path) -> "str | None":
+    """What to tell who trains the demo model on a picture of his own: no other model can use what it learns."""
+    if pictures.is_shipped(source) or not workflows.titled(workflow, (DEMO,), None):
+        return None
+    return ("Note: this LoRA is learnt by the demo model, which knows drawn portraits only, and fits no other model. For SD1.5, SD2.1 or SDXL "
+            f"give a checkpoint: python3 atelier.py train-style --picture {source.name} --checkpoint FILE")
 
 
 def saved(name: str) -> str:
@@ -81,7 +99,9 @@ def run(args, workflow: dict, source: Path, output: Path, name: str, client: Cli
         editor.set_option("checkpoint", args.checkpoint)
     for assignment in args.assignments:
         editor.set_input(assignment)
-    editor.check_checkpoints()
+    if editor.lists:
+        raise AtelierError(f"{next(iter(editor.lists))}: train-style takes one value; lists of values are for stylize")
+    models.check(editor)
     editor.set_picture("Style", client.upload(source))
     client.run(editor.workflow, lambda progress: display.show(line(progress)))
     display.clear()

@@ -9,6 +9,8 @@ from .errors import AtelierError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "api"
 
+PICTURES = ("LoadImage", "AtelierDemoPicture")  # nodes that a picture of the user's takes the place of
+
 # option -> (node classes, title or None for any, input). An option sets every node that fits.
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "RandomNoise", "BasicScheduler", "CFGGuider", "AtelierFewStepPreset")
 OPTIONS = {
@@ -42,7 +44,9 @@ def load(name: str) -> dict:
     except (OSError, ValueError) as error:
         raise AtelierError(f"cannot read the workflow {path}: {error}") from error
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
-        raise AtelierError(f"{path} is in the editor's format: save it there with File > Export (API), and give that file")
+        twin = ((workflow.get("extra") or {}).get("portrait_atelier") or {}).get("api")
+        raise AtelierError(f"{path} is in the editor's format: " + (f"for the command it is --workflow {twin}; or, " if twin in shipped() else "")
+                           + "save it there with File > Export (API), and give that file")
     if not isinstance(workflow, dict) or not workflow or not all(
         isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict) for node in workflow.values()
     ):
@@ -59,11 +63,14 @@ def titled(workflow: dict, classes, wanted: "str | None") -> "list[str]":
 class Editor:
     """Sets values in a copy of `workflow`, each checked against the node descriptions of the server behind `client`.
 
+    `lists` gathers what was given as several values, as in --seed 1,2: {where it was said: [(node, input, values)]}.
+
     Raises AtelierError at once when the server lacks a node class of the workflow.
     """
 
     def __init__(self, workflow: dict, name: str, client: Client):
         self.workflow, self.name, self.client = copy.deepcopy(workflow), name, client
+        self.lists: "dict[str, list[tuple[str, str, list]]]" = {}
         classes = {node["class_type"] for node in self.workflow.values()}
         self.info = {kind: client.node_info(kind) for kind in sorted(classes)}
         missing = [kind for kind, info in self.info.items() if info is None]
@@ -74,19 +81,20 @@ class Editor:
             )
 
     def set_picture(self, wanted: str, value: str) -> None:
-        """Let the Load Image node titled `wanted` load `value`, the answer of Client.upload."""
-        nodes = titled(self.workflow, ("LoadImage",), wanted)
+        """Let the picture nodes titled `wanted` load `value`, the answer of Client.upload: Load Image takes their place."""
+        nodes = titled(self.workflow, PICTURES, wanted)
         if not nodes:
-            raise AtelierError(f'workflow {self.name} has no Load Image node titled "{wanted}"')
+            places = ", ".join(dict.fromkeys(title(self.workflow, node) for node in titled(self.workflow, PICTURES, None)))
+            raise AtelierError(f'workflow {self.name} has no Load Image node titled "{wanted}"; its pictures: {places or "none"}')
         for node in nodes:
-            self.workflow[node]["inputs"]["image"] = value
+            self.workflow[node] = {"class_type": "LoadImage", "inputs": {"image": value}, "_meta": {"title": wanted}}
 
     def set_option(self, option: str, value) -> None:
         """Set one of OPTIONS wherever it fits."""
         classes, wanted, names = OPTIONS[option]
         places = [
             (node, name) for node in titled(self.workflow, classes, wanted) for name in names
-            if name in self._inputs(node)
+            if name in self.inputs(node)
         ]
         flag = "--" + option.replace("_", "-")
         if not places:
@@ -95,7 +103,7 @@ class Editor:
             raise AtelierError(f"{flag} fits nothing in workflow {self.name}: it has no node {what}; "
                                f"with --workflow it fits {', '.join(fitting) or 'your own workflows only'}")
         for node, name in places:
-            if option == "checkpoint":  # check_checkpoints says more about a wrong one
+            if option == "checkpoint":  # models.check says more about a wrong one
                 self.workflow[node]["inputs"][name] = value
             else:
                 self._set(node, name, value, flag)
@@ -125,30 +133,20 @@ class Editor:
         known = ", ".join(f'{node} "{title(self.workflow, node)}"' for node in self.workflow)
         raise AtelierError(f"--set {assignment}: workflow {self.name} has no such node; it has {known}")
 
-    def check_checkpoints(self) -> None:
-        """Every checkpoint that the workflow names must be in the server's list."""
-        for node in titled(self.workflow, ("CheckpointLoaderSimple",), None):
-            wanted = self.workflow[node]["inputs"].get("ckpt_name")
-            known = choices(self._inputs(node)["ckpt_name"])
-            if isinstance(wanted, str) and known is not None and wanted not in known:
-                folders = ", ".join(self.client.model_folders("checkpoints")) or f"the folders of {self.client.url}"
-                raise AtelierError(
-                    f"checkpoint {wanted!r} not found; looked in {folders}; found {', '.join(map(str, known)) or 'none'}; "
-                    f"give --checkpoint one of these or, without --server, the path of a file"
-                )
-
     def _named(self, name: str) -> "list[str]":
         if name in self.workflow:
             return [name]
         called = [node for node in self.workflow if title(self.workflow, node) == name]
-        return called or [node for node, entry in self.workflow.items() if entry["class_type"] == name]
+        return called or [node for node, entry in self.workflow.items()
+                          if name in (entry["class_type"], self.info[entry["class_type"]].get("display_name"))]
 
-    def _inputs(self, node: str) -> dict:
+    def inputs(self, node: str) -> dict:
+        """{input: its description} of a node."""
         groups = self.info[self.workflow[node]["class_type"]]["input"]
         return {name: spec for group in ("required", "optional") for name, spec in (groups.get(group) or {}).items()}
 
     def _set(self, node: str, name: str, value, where: str) -> None:
-        entry, known = self.workflow[node], self._inputs(node)
+        entry, known = self.workflow[node], self.inputs(node)
         if name not in known and name not in entry["inputs"]:
             raise AtelierError(
                 f'{where}: node "{title(self.workflow, node)}" ({entry["class_type"]}) has no input {name!r}; '
@@ -156,7 +154,10 @@ class Editor:
             )
         # An input that only the workflow knows belongs to a node with changing inputs: the server checks it.
         spec = known.get(name)
-        entry["inputs"][name] = checked(spec, str(value), where) if spec else value
+        values = listed(spec, str(value), where) if spec else [value]
+        entry["inputs"][name] = values[0]
+        if len(values) > 1:
+            self.lists.setdefault(where, []).append((node, name, values))
 
 
 def choices(spec) -> "list | None":
@@ -164,6 +165,18 @@ def choices(spec) -> "list | None":
     if isinstance(spec[0], list):
         return spec[0]
     return spec[1].get("options") if spec[0] == "COMBO" and len(spec) > 1 else None
+
+
+def listed(spec, text: str, where: str) -> list:
+    """The values in `text`: one, or several with commas between for numbers, switches and choices. Texts keep their commas."""
+    parts = [part.strip() for part in text.split(",")]
+    one = spec[0] not in ("INT", "FLOAT", "BOOLEAN") and (choices(spec) is None or text in map(str, choices(spec)))
+    if one or len(parts) == 1:
+        return [checked(spec, text, where)]
+    try:
+        return list(dict.fromkeys(checked(spec, part, where) for part in parts))
+    except AtelierError as error:
+        raise AtelierError(f"{error}; commas separate several values, and decimals take a point") from error
 
 
 def checked(spec, text: str, where: str):

@@ -7,9 +7,11 @@ the middle block; within a layer self-attention (even) before cross-attention (o
 from __future__ import annotations
 
 import comfy.lora
+import comfy.utils
 import torch
 
 from ..attention.blocks import LayerId
+from .adapters import misfit
 from .unet import attention_layers, transformers
 
 KINDS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
@@ -33,7 +35,8 @@ def attention_paths(model) -> dict[int, str]:
 def lora_patches(model, lora: dict[str, torch.Tensor]) -> dict:
     """Weight patches for `model.add_patches` from the LoRA inside an adapter file ("3.to_q_lora.down.weight", ...).
 
-    They are read by ComfyUI's own LoRA loader. Raises ValueError when a tensor belongs to no weight of the model.
+    They are read by ComfyUI's own LoRA loader, which leaves out in silence what does not fit. Raises ValueError that names the
+    attention for a tensor that belongs to no weight of the model and for a pair of other shapes than that weight's.
     """
     paths, renamed = attention_paths(model), {}
     for name, tensor in lora.items():
@@ -41,7 +44,18 @@ def lora_patches(model, lora: dict[str, torch.Tensor]) -> dict:
         if int(number) not in paths:
             raise ValueError(f"attention {number} does not exist in this model, which has {len(paths)}")
         renamed[f"{paths[int(number)]}.{KINDS.get(kind, kind)}_lora.{rest}"] = tensor
-    patches = comfy.lora.load_lora(renamed, comfy.lora.model_lora_keys_unet(model.model, {}))
+    try:
+        patches = comfy.lora.load_lora(renamed, comfy.lora.model_lora_keys_unet(model.model, {}))
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
     if 2 * len(patches) != len(renamed):
         raise ValueError(f"{len(renamed) // 2} LoRA pairs, of which {len(patches)} fit this model")
+    for key, adapter in patches.items():
+        up, down = adapter.weights[:2]
+        name = key.removesuffix(".weight")
+        if up.ndim != 2 or down.ndim != 2:
+            raise ValueError(f"at {name} it has shapes {list(up.shape)} and {list(down.shape)}, not two matrices")
+        wrong = misfit(comfy.utils.get_attr(model.model, name), up, down)
+        if wrong:
+            raise ValueError(f"{name} {wrong}")
     return patches

@@ -19,8 +19,9 @@ from ..guidance import regions
 from ..segmentation.masks import checked
 from .adapters import low_rank_pairs
 from .log import log
+from .prompts import one_prompt
 from .routed import Lora, Routed, decoder, injected_modules
-from .trajectory import Trajectory, fingerprint, one_prompt, timesteps_of
+from .trajectory import Trajectory, fingerprint, timesteps_of
 from .unet import attention_layers
 
 NODE = "LoRA Cross-Injection"
@@ -81,10 +82,10 @@ def cross_injection(model, source: Trajectory, branches: Sequence[Branch], negat
     base = background == "base" or (background == "auto" and preset == "reference")
     job = Job(source, preset, base, feature_until, attention_until, rows_per_forward, sites, kinds, loras, weights, outside)
     guider = CrossInjection(model, job)
-    prompts = {injection.SOURCE: source.prompt, injection.NEGATIVE: one_prompt(negative, "negative", NODE)}
-    prompts |= {str(number): one_prompt(branch.prompt, f"prompt of style {number}", NODE) for number, branch in enumerate(branches, 1)}
+    prompts = {injection.SOURCE: source.prompt, injection.NEGATIVE: one_prompt(model, negative, "negative", NODE)}
+    prompts |= {str(number): one_prompt(model, branch.prompt, f"prompt of style {number}", NODE) for number, branch in enumerate(branches, 1)}
     if base:
-        prompts[injection.BASE] = source.prompt if base_prompt is None else one_prompt(base_prompt, "base_prompt", NODE)
+        prompts[injection.BASE] = source.prompt if base_prompt is None else one_prompt(model, base_prompt, "base_prompt", NODE)
     guider.inner_set_conds(prompts)
     guider.set_cfg(cfg)
     scale = model.model.latent_format.spacial_downscale_ratio

@@ -17,6 +17,7 @@ from ..guidance.decoupled import FORMULATIONS, IDENTITY, Row
 from ..guidance.schedule import step_count, step_of, value_at
 from .attention_maps import COUPLED
 from .log import log
+from .prompts import check_finite, check_prompt
 
 NODE = "Decoupled CFG"
 KEY = "portrait_atelier.dcg"
@@ -73,6 +74,9 @@ class Guider(comfy.samplers.CFGGuider):
 
     def __init__(self, model, dcg: DecoupledCFG, positive, negative, null=None):
         super().__init__(patched(model, dcg))
+        for name, prompt in (("positive", positive), ("negative", negative), ("null", null)):
+            if name != "null" or prompt is not None:
+                check_prompt(model, prompt, f"'{name}' of {NODE} Guider")
         conds = {"positive": positive, "negative": negative}
         if null is not None:
             conds["null"] = node_helpers.conditioning_set_values(null, {"prompt_type": "negative"})
@@ -83,6 +87,8 @@ def install(guider, dcg: DecoupledCFG) -> None:
     """Puts guidance into the options of one run, which ComfyUI drops after it. Nothing of it is on the model."""
     options = guider.model_options
     check_owner(options)
+    for name, conds in guider.original_conds.items():
+        check_finite([(cond.get("cross_attn"), cond) for cond in conds], f"The prompt '{name}' of the sampler behind {NODE}")
     tell(guider, dcg)
     run = Run(dcg, guider)
     options["sampler_calc_cond_batch_function"] = run.predict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -80,26 +82,41 @@ def network(channels: int = LATENT_CHANNELS, width: int = WIDTH, device=None) ->
 
 def model(weights: dict[str, torch.Tensor], scale: float, rgb: list[list[float]],
           rgb_bias: list[float]) -> comfy.model_patcher.ModelPatcher:
-    """UNet weights -> MODEL.
+    """UNet weights -> MODEL. The weights say the network's width and the latents' channels.
 
     ``scale`` is the spread of the latents it was trained on, those of the codec having 1: the louder they are, the more
     of a picture survives a given denoise. ``rgb`` [channels][3] and ``rgb_bias`` [3] turn the codec's latents into the
-    sampler's previews.
+    sampler's previews. The precision of weights and of computing is what ComfyUI chooses for a checkpoint: by its flags,
+    else by the device.
     """
     width, channels = weights["input_blocks.0.0.weight"].shape[:2]
-    config = DemoConfig(unet_config(channels, width))
+    config, device = DemoConfig(unet_config(channels, width)), comfy.model_management.get_torch_device()
+    dtype = comfy.model_management.unet_dtype(device, sum(value.numel() for value in weights.values()), config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
     config.latent_format.latent_channels, config.latent_format.scale_factor = channels, scale
     config.latent_format.latent_rgb_factors = [[value / scale for value in row] for row in rgb]
     config.latent_format.latent_rgb_factors_bias = rgb_bias
     base = config.get_model({})
     base.diffusion_model.load_state_dict({name: value.float() for name, value in weights.items()})
-    return comfy.model_patcher.ModelPatcher(base.eval(), comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(base.eval(), device, comfy.model_management.unet_offload_device())
+
+
+class DemoVAE(comfy.sd.VAE):
+    def vae_encode_crop_pixels(self, pixels):
+        """Grey becomes RGB. Raises ValueError for pictures smaller than one latent cell, of which cropping would leave nothing."""
+        height, width, channels = pixels.shape[-3:]
+        if min(height, width) < DOWN:
+            raise ValueError(f"The picture has {width} x {height} pixels, but the demo's VAE needs {DOWN} x {DOWN} at least, and 256 x 256 suit it. Scale "
+                             "the picture with Upscale Image, or take another.")
+        return super().vae_encode_crop_pixels(pixels if channels > 2 else pixels[..., :1].expand(*pixels.shape[:-1], 3))
 
 
 def vae(codec: torch.nn.Module) -> comfy.sd.VAE:
-    """A codec with encode, decode and ``channels``, pictures from -1 to 1 -> VAE."""
-    wrapped = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.)}, dtype=torch.float32)   # every field the host wants, then ours
-    wrapped.first_stage_model = codec.eval()
+    """A codec with encode, decode and ``channels``, pictures from -1 to 1 -> VAE, in the precision that ComfyUI chooses for a
+    checkpoint's VAE."""
+    dtype = comfy.model_management.vae_dtype(comfy.model_management.vae_device(), [torch.bfloat16, torch.float32])
+    wrapped = DemoVAE(sd={"pixel_space_vae": torch.tensor(1.)}, dtype=dtype)   # every field the host wants, then ours
+    wrapped.first_stage_model = copy.deepcopy(codec).to(dtype).eval()
     wrapped.patcher = comfy.model_patcher.ModelPatcher(wrapped.first_stage_model, wrapped.device, comfy.model_management.vae_offload_device())
     wrapped.latent_channels, wrapped.downscale_ratio, wrapped.upscale_ratio = codec.channels, DOWN, DOWN
     wrapped.memory_used_encode = lambda shape, dtype: 400 * shape[2] * shape[3]

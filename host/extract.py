@@ -10,6 +10,7 @@ from ..attention.blocks import layer_name, select_layers
 from ..attention.features import COND, UNCOND, ConsistencyFeatures
 from .log import log
 from .patching import prepend_patch
+from .prompts import check_prompt
 from .seac import remove_seac
 from .unet import attention_layers, family
 
@@ -48,8 +49,6 @@ def feature_sigma(model_sampling, timestep: int) -> torch.Tensor:
 
 def main_prompt(conditioning: list, name: str) -> list:
     """The first entry that speaks of the whole picture at all times; conditioning hooks stay."""
-    if not conditioning:
-        raise ValueError(f"'{name}' of Consistency Feature Extract holds no prompt. Connect a CLIP Text Encode.")
     whole = [entry for entry in conditioning if not any(entry[1].get(key) is not None for key in PARTIAL)]
     if whole:
         return whole[:1]
@@ -84,9 +83,11 @@ def extract_features(model, latent: torch.Tensor, positive: list, negative: list
     if not wanted:
         raise ValueError("'layers' of Consistency Feature Extract names no layer. Use 'auto'.")
     check_latent(model, latent)
-    conds = {"positive": main_prompt(positive, "positive")}
-    if negative is not None:
-        conds["negative"] = main_prompt(negative, "negative")
+    conds = {}
+    for name, prompt in (("positive", positive), ("negative", negative)):
+        if name == "positive" or prompt is not None:
+            check_prompt(model, prompt, f"'{name}' of Consistency Feature Extract")
+            conds[name] = main_prompt(prompt, name)
     comfy.model_management.throw_exception_if_processing_interrupted()
 
     clone = model.clone()

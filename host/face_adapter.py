@@ -13,6 +13,8 @@ from ..attention.blocks import LayerId
 from ..attention.masks import mask_on_grid
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
+from ..identity.weights import not_finite
+from ..segmentation.masks import check_aspect, checked
 from .attention_processors import cross_attention_numbers, lora_patches
 from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
@@ -20,6 +22,7 @@ from .log import log
 from .unet import attention_layers, family, transformers
 
 NODE = "Face Adapter Apply"
+MASK = f"The mask of {NODE}"
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
 ID_OFF = 1  # the place of the negative prompt in a call; other packs' adapters agree
 
@@ -36,7 +39,10 @@ class KeyValue:
 
 @dataclass(frozen=True, eq=False)
 class FaceBranch:
-    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin."""
+    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin.
+
+    mask: [masks, height, width] in [0, 1], None for everywhere; mask_size: the connected mask's (height, width).
+    """
 
     layers: Mapping[LayerId, KeyValue]
     first_tokens: range
@@ -44,12 +50,15 @@ class FaceBranch:
     start: float
     end: float
     mask: torch.Tensor | None
+    mask_size: tuple[int, int] | None
 
     def holds(self, layer):
         return layer in self.layers
 
     def output(self, text, q, k, v, extra, layer, transform):
         call = extra[CALL]
+        if self.mask_size is not None:
+            check_aspect(self.mask_size, call.run.size, MASK)
         if layer not in self.layers or not call.within(self.start, self.end):
             return None
         slots = extra["cond_or_uncond"]
@@ -93,6 +102,8 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     Raises ValueError for an adapter of another model and an identity that lacks what the adapter needs.
     """
     layers = check_fit(model, adapter)
+    if mask is not None:
+        mask = checked(mask, None, MASK)
     clone = model.clone()
     if not identity.found or weight == lora_strength == 0:
         if not identity.found:
@@ -109,11 +120,15 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     if weight == 0 or start >= end or not layers:
         clone.set_attachments(ADAPTER_OFF, True)
         return clone
-    if mask is not None and bool((mask >= 1).all()):
+    mask_size = None if mask is None else tuple(mask.shape[-2:])
+    if mask is not None and bool((mask == 1).all()):
         mask = None
     person, nobody, first_tokens = identity_tokens(adapter, identity, shortcut)
     projected = {layer: project(adapter, number, person, nobody) for layer, number in layers.items()}
-    branch = FaceBranch(projected, first_tokens, weight, start, end, mask)
+    if not all(torch.isfinite(part).all() for kv in projected.values() for part in (kv.key, kv.value, kv.null_key, kv.null_value)):
+        raise ValueError(f"{NODE}: '{adapter.name}' turns this identity into NaN or infinite values: the picture would be empty. Download the "
+                         "file again, or lower 'shortcut'.")
+    branch = FaceBranch(projected, first_tokens, weight, start, end, mask, mask_size)
     change_slots(clone, list(layers), list(attention_layers(model)),
                  lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
     return clone
@@ -130,6 +145,11 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
              for index, transformer in enumerate(module.transformer_blocks)}
     wanted = {layers[layer]: size for layer, size in sizes.items()}
     held = {number: tuple(key.shape) for number, (key, _) in adapter.keys_values.items()}
+    values = {number: tuple(value.shape) for number, (_, value) in adapter.keys_values.items()}
+    if held == wanted != values:
+        number = next(number for number, shape in values.items() if shape != wanted[number])
+        raise ValueError(f"{NODE}: '{adapter.name}' is damaged: {number}.to_v_ip.weight has shape {list(values[number])} instead of "
+                         f"{list(wanted[number])}. Download the file again.")
     if wanted != held:
         raise ValueError(f"{NODE}: '{adapter.name}' is an adapter for {BASES.get(adapter.base, 'another model')}, but this model is "
                          f"{family(model)} ({len(wanted)} layers, text width {next(iter(sizes.values()))[1]}; the adapter has {len(held)} layers, "
@@ -139,6 +159,11 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
 
 def check_identity(adapter: FaceAdapter, identity: FaceIdentity) -> None:
     """Raises ValueError when the identity lacks what the adapter's projection takes."""
+    broken = not_finite({name: value for name, value in (("embedding", identity.embedding), ("CLIP features", identity.clip),
+                                                         ("CLIP features of grey", identity.grey)) if value is not None})
+    if broken is not None:
+        raise ValueError(f"{NODE}: the {broken} of 'identity' hold NaN or infinite values: the picture would be empty. Check the face analysis "
+                         "and the CLIP Vision model before Face Identity Encode.")
     wanted, held = adapter.projection.embedding_width, identity.embedding.shape[-1]
     if wanted != held:
         raise ValueError(f"{NODE}: '{adapter.name}' was trained on face embeddings of {wanted} values, but the identity has {held}. Use the "

@@ -16,6 +16,7 @@ import torch
 from ..identity import analysis as maths
 from ..identity.faces import FaceIdentity, mean_identity
 from .log import log
+from .onnx_limits import check_declared, session_options
 
 LOADER, ENCODE = "Face Analysis Loader", "Face Identity Encode"
 PACKS, ADAPTERS = "insightface", "ipadapter"
@@ -149,7 +150,8 @@ def load_analysis(pack: str, provider: str = "auto"):
     face_analysis = import_insightface()
     providers = execution_providers(provider, runtime.get_available_providers())
     try:
-        loaded = face_analysis(name=str(path), allowed_modules=["detection", "recognition"], providers=providers)
+        loaded = face_analysis(name=str(path), allowed_modules=["detection", "recognition"], providers=providers,
+                               sess_options=session_options())
     except AssertionError as error:
         raise ValueError(incomplete) from error
     except Exception as error:  # onnxruntime's own errors share no base class
@@ -157,6 +159,8 @@ def load_analysis(pack: str, provider: str = "auto"):
                          "file again.") from error
     if "recognition" not in loaded.models:
         raise ValueError(incomplete)
+    for model in loaded.models.values():
+        check_declared(model.session, f"{LOADER}: '{Path(model.model_file).name}' in {path}")
     # Without det_size insightface 2 looks at two sizes and finds other boxes than the adapters' authors did.
     loaded.prepare(ctx_id=-1 if providers == [PROVIDERS["CPU"]] else 0, det_size=(maths.SIZES[0], maths.SIZES[0]))
     return loaded

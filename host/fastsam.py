@@ -13,6 +13,7 @@ import torch
 
 from ..segmentation import contract, masks, preprocess
 from .log import log
+from .onnx_limits import session_options
 
 FOLDER = "fastsam"
 PROVIDERS = ["auto", "cpu"]
@@ -84,7 +85,12 @@ def _open(name: str, path: str, changed: int, provider: str) -> FastSAM:
     if len(inputs) != 1 or inputs[0].type not in PRECISION:
         shown = ", ".join(f"'{entry.name}' {entry.type} {entry.shape}" for entry in inputs)
         raise ValueError(f"'{name}' is no FastSAM: it must take one picture of float32 or float16, but takes {shown}.")
-    return FastSAM(name, session, inputs[0].name, PRECISION[inputs[0].type], contract.fixed_size(inputs[0].shape, inputs[0].name))
+    try:
+        size = contract.fixed_size(inputs[0].shape, inputs[0].name)
+        contract.check_outputs(((entry.name, entry.shape) for entry in session.get_outputs()), size or (contract.LARGEST, contract.LARGEST))
+    except ValueError as error:
+        raise ValueError(f"'{name}': {error}") from None
+    return FastSAM(name, session, inputs[0].name, PRECISION[inputs[0].type], size)
 
 
 def _session(onnxruntime, path: str, provider: str):
@@ -92,7 +98,7 @@ def _session(onnxruntime, path: str, provider: str):
         reason = "this onnxruntime has no CUDA"
         if CUDA in onnxruntime.get_available_providers():
             try:
-                session = onnxruntime.InferenceSession(path, providers=[CUDA, CPU])
+                session = onnxruntime.InferenceSession(path, session_options(), providers=[CUDA, CPU])
                 if CUDA in session.get_providers():
                     return session
                 reason = "CUDA did not open"
@@ -100,7 +106,7 @@ def _session(onnxruntime, path: str, provider: str):
                 reason = f"CUDA did not open: {_first_line(error)}"
         log.warning("FastSAM runs on the CPU: %s.", reason)
     try:
-        return onnxruntime.InferenceSession(path, providers=[CPU])
+        return onnxruntime.InferenceSession(path, session_options(), providers=[CPU])
     except Exception as error:
         raise ValueError(f"{path} cannot be opened as an ONNX model: {_first_line(error)}. Copy or export the file again.") from None
 

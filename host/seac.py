@@ -15,10 +15,13 @@ from ..attention import seac as maths
 from ..attention.blocks import LayerId, layer_name, select_layers
 from ..attention.features import COND, UNCOND, ConsistencyFeatures
 from ..attention.masks import mask_on_grid
+from ..segmentation.masks import check_aspect, checked
 from .log import log
 from .patching import append_patch
 from .unet import attention_layers, family
 
+NODE = "SEAC Patch"
+MASK = f"The mask of {NODE}"
 KEY = "portrait_atelier.seac"
 CALL = KEY + ".call"
 PLAN = KEY + ".plan"
@@ -29,8 +32,9 @@ OFF = "off"
 class Reference:
     """One reference of a SEAC patch; every field is a widget of the node or follows from one.
 
-    gain scales the reference's weight against the source; mask is [images, height, width] in [0, 1] or None;
-    start and end are fractions of the full schedule; with `cycle`, picture i of the bank serves target i only.
+    gain scales the reference's weight against the source; mask is [images, height, width] in [0, 1], None for everywhere;
+    mask_size is the connected mask's (height, width), which a run compares with its latent; start and end are fractions of
+    the full schedule; with `cycle`, picture i of the bank serves target i only.
     """
 
     bank: ConsistencyFeatures
@@ -41,6 +45,7 @@ class Reference:
     start: float
     end: float
     mask: torch.Tensor | None
+    mask_size: tuple[int, int] | None
     cycle: bool
 
 
@@ -71,6 +76,8 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
     when the strength is 0 or the window or the layers are empty. Raises ValueError for what does not fit.
     """
     infos = attention_layers(model)
+    if mask is not None:
+        mask = checked(mask, None, MASK)
     earlier = model.get_attachment(KEY)
     if source is None and earlier is None:
         raise ValueError("SEAC Patch has no source. Connect the source features (only a second SEAC Patch on the same model "
@@ -98,9 +105,10 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
             clone.set_attachments(KEY, OFF)
         return clone
     warn_about_differences(model, base, reference)
-    if mask is not None and bool((mask >= 1).all()):
+    mask_size = None if mask is None else tuple(mask.shape[-2:])
+    if mask is not None and bool((mask == 1).all()):
         mask = None
-    added = Reference(reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, mask, cycle)
+    added = Reference(reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, mask, mask_size, cycle)
     biased = any(infos[layer].biased_keys for layer in chosen)
     if earlier is None:
         install(clone, SEAC(base, (added,), strength, per_group, biased))
@@ -167,6 +175,9 @@ class Run:
 
     def __init__(self, seac: SEAC, model_sampling, size: tuple[int, int], guider):
         self.seac, self.size, self.guider = seac, tuple(size), guider
+        for reference in seac.references:
+            if reference.mask_size is not None:
+                check_aspect(reference.mask_size, self.size, MASK)
         self.windows = [(model_sampling.percent_to_sigma(r.start), model_sampling.percent_to_sigma(r.end))
                         for r in seac.references]
         self.cache = {}

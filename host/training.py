@@ -5,7 +5,6 @@ training works outside that mode on a copy; the MODEL itself is only unloaded fo
 """
 
 import copy
-import os
 
 import comfy.model_management
 import comfy.model_patcher
@@ -13,19 +12,18 @@ import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import folder_paths
 import latent_preview
 import torch
 import torch.utils.checkpoint
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from safetensors.torch import save_file
 
 from ..training import style_lora as maths
 from .extract import check_latent
 from .log import log
-from .trajectory import UNSUPPORTED
+from .prompts import UNSUPPORTED, check_prompt
 from .unet import attention_layers, family, transformers
+from .unfinished import check_prefix, keep
 
 NODE = "Style LoRA Train"
 TARGETS = {"qkv": ("to_q", "to_k", "to_v"), "qkv+out": ("to_q", "to_k", "to_v", "to_out.0")}
@@ -39,11 +37,12 @@ def train_style(model, vae, pictures: torch.Tensor, caption: list, *, rank: int,
     """A style LoRA of `pictures`, IMAGE [B, H, W, C]: (LoRA file's tensors, {"loss": one per step, "probe": before and after}).
 
     What is trained when the run is cancelled or fails is saved in ComfyUI's output folder under `prefix`. Raises ValueError for
-    what cannot be trained.
+    what cannot be trained, and for a prefix under which nothing could be saved.
     """
     attention_layers(model)
     prediction, alphas = schedule(model)
-    check_caption(caption)
+    check_caption(model, caption)
+    check_prefix(prefix, steps, NODE)
     pictures = opaque(pictures)
     flip, window = AUGMENTS[augment]
     latents = encoded(model, vae, pictures, resolution, flip)
@@ -83,11 +82,11 @@ def _train(network, alphas, prediction, rank, steps, learning_rate, targets, see
         try:
             maths.train(network.predict, adapters, network.pictures, alphas, prediction=prediction, steps=steps, learning_rate=learning_rate,
                         window=window, generator=generator, on_step=on_step)
+            after = maths.probe_loss(network.predict, probes, alphas, prediction)
         except BaseException:
             if losses:
-                keep(lora_file(adapters, names), prefix, len(losses))
+                keep(lora_file(adapters, names), prefix, len(losses), NODE)
             raise
-        after = maths.probe_loss(network.predict, probes, alphas, prediction)
     log.info("%s: %d steps, %d modules; mean loss at %d fixed noises %.4f before, %.4f after.", NODE, steps, len(names), len(probes), before, after)
     return lora_file(adapters, names), {"loss": losses, "probe": [before, after]}
 
@@ -179,19 +178,24 @@ def schedule(model) -> tuple[str, torch.Tensor]:
     return kind, (1 / (1 + table.sigmas.double() ** 2)).float().cpu().clone()
 
 
-def check_caption(caption: list) -> None:
+def check_caption(model, caption: list) -> None:
     """Raises ValueError unless it is one prompt for the whole picture at all times."""
     if len(caption) != 1:
         raise ValueError(f"'caption' of {NODE} holds {len(caption)} prompts. Connect one CLIP Text Encode, without Combine.")
     found = [key for key in UNSUPPORTED if caption[0][1].get(key) is not None]
     if found:
         raise ValueError(f"'caption' of {NODE} carries '{found[0]}', which training cannot follow. Connect the CLIP Text Encode itself.")
-    if not torch.isfinite(caption[0][0]).all():
-        raise ValueError(f"'caption' of {NODE} holds NaN or infinite values. Check the text encoder.")
+    check_prompt(model, caption, f"'caption' of {NODE}")
 
 
 def opaque(pictures: torch.Tensor) -> torch.Tensor:
-    """The colours of IMAGE [B, H, W, 3 or 4]. Raises ValueError for transparent, tiny or broken pictures."""
+    """The colours of IMAGE [B, H, W, 1 to 4 channels] as RGB: grey is repeated, opacity (the 2nd or 4th channel) left out.
+
+    Raises ValueError for transparent, tiny or broken pictures.
+    """
+    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 2, 3, 4):
+        raise ValueError(f"The training picture of {NODE} has dimensions {list(pictures.shape)}, but pictures are [pictures, height, width, channels] "
+                         "with 1 to 4 channels. Connect a Load Image.")
     count, height, width, channels = pictures.shape
     if not count:
         raise ValueError(f"{NODE} got no picture: the batch is empty. Connect a Load Image.")
@@ -200,10 +204,10 @@ def opaque(pictures: torch.Tensor) -> torch.Tensor:
                          "(512 or more shows its style best).")
     if not torch.isfinite(pictures).all():
         raise ValueError(f"The training picture of {NODE} holds NaN or infinite values. Check the node it comes from.")
-    if channels == 4 and bool((pictures[..., 3] < 1).any()):
+    if channels in (2, 4) and bool((pictures[..., -1] < 1).any()):
         raise ValueError(f"The training picture of {NODE} is transparent in places, where colours are arbitrary. Put it on a background first, in an "
                          "image editor or with Porter-Duff Image Composite.")
-    return pictures[..., :3]
+    return pictures[..., :3] if channels > 2 else pictures[..., :1].expand(-1, -1, -1, 3)
 
 
 def encoded(model, vae, pictures: torch.Tensor, resolution: int, flip: bool) -> list[list[torch.Tensor]]:
@@ -250,25 +254,3 @@ def lora_file(adapters: maths.Adapters, names: dict[str, str]) -> dict[str, torc
     for name, (down, up) in adapters.tensors().items():
         tensors |= {f"{names[name]}.lora_down.weight": down, f"{names[name]}.lora_up.weight": up, f"{names[name]}.alpha": torch.tensor(float(adapters.rank))}
     return tensors
-
-
-def keep(tensors: dict[str, torch.Tensor], prefix: str, steps: int) -> None:
-    """Saves an unfinished LoRA in the output folder and says where; a file that cannot be written whole is not left behind.
-
-    Never raises what the disk does: the reason why training ended matters more.
-    """
-    try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-        path = os.path.join(folder, f"{name}_{counter:05}_{steps}_steps.safetensors")
-        part = path + ".part"
-        try:
-            save_file(tensors, part)
-            os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
-    except Exception as error:
-        log.error("%s: the LoRA of %d steps could not be saved in %s: %s", NODE, steps, folder_paths.get_output_directory(), error)
-    else:
-        log.warning("%s ended after %d steps. What is trained so far is kept in %s; Load LoRA lists it after a refresh when it lies in output/loras.",
-                    NODE, steps, path)

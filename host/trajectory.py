@@ -14,11 +14,10 @@ import torch
 from ..guidance.inversion import invert_step
 from .extract import OneCall, check_latent, shared_noise
 from .log import log
+from .prompts import one_prompt
 from .unet import attention_layers, family
 
 MODES = ("ddim", "forward", "reference", "shared noise")
-# What must not come with a prompt here: it would act on a part of the picture or of the schedule, or split the packed call.
-UNSUPPORTED = ("area", "mask", "start_percent", "end_percent", "control", "gligen", "hooks", "default")
 REFERENCE_STEPS = 999
 
 
@@ -72,17 +71,6 @@ def timesteps_of(model_sampling, sigmas: torch.Tensor) -> tuple[int, ...]:
     return tuple(int(round(float(t))) for t in model_sampling.timestep(sigmas[:-1]).flatten())
 
 
-def one_prompt(conditioning: list, name: str, node: str) -> list:
-    """`conditioning` if it is one prompt for the whole picture at all times. Raises ValueError that names what it carries."""
-    if len(conditioning) != 1:
-        raise ValueError(f"'{name}' of {node} holds {len(conditioning)} prompts. Connect one CLIP Text Encode, without Combine.")
-    for key in UNSUPPORTED:
-        if conditioning[0][1].get(key) is not None:
-            raise ValueError(f"'{name}' of {node} carries '{key}', which cannot act on one row of a packed call. Connect the prompt from "
-                             "before that node" + ("; masks go to FastSAM Mask Blend." if key in ("area", "mask") else "."))
-    return conditioning
-
-
 def record(model, latent: dict, prompt: list, *, mode: str, steps: int, fixed_point: int, seed: int, budget: int) -> Trajectory:
     """A picture's trajectory over `steps` sampling steps: scheduler ddim_uniform, or simple for "shared noise".
 
@@ -98,7 +86,7 @@ def record(model, latent: dict, prompt: list, *, mode: str, steps: int, fixed_po
     if latent.get("noise_mask") is not None:
         raise ValueError("The latent of Source Trajectory carries a noise mask. Take Set Latent Noise Mask away and connect the mask to "
                          "FastSAM Mask Blend.")
-    prompt = one_prompt(prompt, "empty_prompt", "Source Trajectory")
+    prompt = one_prompt(model, prompt, "empty_prompt", "Source Trajectory")
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple" if mode == "shared noise" else "ddim_uniform", steps).float().cpu()
     kept = 1 if mode == "shared noise" else len(sigmas)

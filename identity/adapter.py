@@ -1,14 +1,12 @@
 """Reading IP-Adapter FaceID files: which kind it is, and its parts."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
 from .projection import FaceProjection
+from .weights import not_finite, read_tensors
 
 BASES = {768: "sd15", 2048: "sdxl"}
 CURE = ("Load an IP-Adapter FaceID file: ip-adapter-faceid_*, ip-adapter-faceid-plus_* or ip-adapter-faceid-plusv2_*, "
@@ -42,13 +40,16 @@ def load_adapter(path: str | Path, version: str = "auto") -> FaceAdapter:
     """The FaceID adapter in a .safetensors or .bin file, in the file's precision.
 
     version: "v1" or "v2" of FaceID-Plus, which hold the same tensors; "auto" goes by "plusv2" in the file's name.
-    Raises ValueError when the file is damaged, unsafe, or no FaceID adapter.
+    Raises ValueError when the file is damaged, unsafe, or no FaceID adapter, and for weights that are not finite.
     """
     path = Path(path)
     tensors = read_tensors(path)
     network = part(tensors, "image_proj.")
     layers = part(tensors, "ip_adapter.") or part(tensors, "adapter_modules.")
     check_kind(path, tensors, network, layers)
+    broken = not_finite(tensors)
+    if broken is not None:
+        raise ValueError(f"'{path}' holds NaN or infinite values in '{broken}': the picture would be empty. Download the file again.")
     if version == "auto":
         version = "v2" if "plusv2" in path.name.lower().replace("-", "").replace("_", "") else "v1"
     try:
@@ -56,33 +57,13 @@ def load_adapter(path: str | Path, version: str = "auto") -> FaceAdapter:
         numbers = sorted(int(name.split(".")[0]) for name in layers if name.endswith(".to_k_ip.weight"))
         keys_values = {n: (layers[f"{n}.to_k_ip.weight"], layers[f"{n}.to_v_ip.weight"]) for n in numbers}
         fits = all(weight.shape[1] == projection.width for pair in keys_values.values() for weight in pair)
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"'{path}' looks like an IP-Adapter FaceID file, but its tensors are not complete: {str(error).splitlines()[0]} "
                          "Download the file again.") from error
     if not fits or not numbers:
         raise ValueError(f"'{path}' mixes parts of two adapters: its tokens have width {projection.width}, its attention layers do not. {CURE}")
     return FaceAdapter(path.name, BASES.get(projection.width, "other"), projection.width, projection.plus, version, projection.clip_width,
                        projection, keys_values, {name: value for name, value in layers.items() if "_lora." in name})
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file by their full names; nested dictionaries are joined with dots. Never runs code from the file."""
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        raise ValueError(f"'{path}' could not be read as plain weights: it is damaged, or holds Python objects, which are never loaded because "
-                         "they can run code. Download the file again, or use its .safetensors version.") from error
-    return dict(flatten(loaded))
-
-
-def flatten(tree, prefix: str = ""):
-    if torch.is_tensor(tree):
-        yield prefix, tree
-    elif isinstance(tree, dict):
-        for name, branch in tree.items():
-            yield from flatten(branch, f"{prefix}.{name}" if prefix else str(name))
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from ..host import pictures
 from .clip_similarity_loader import CLIPSimilarityLoader
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
@@ -9,6 +10,7 @@ from .decoupled_cfg import DecoupledCFG
 from .decoupled_cfg_guider import DecoupledCFGGuider
 from .demo_face_loader import DemoFaceLoader
 from .demo_model_loader import DemoModelLoader
+from .demo_picture import DemoPicture
 from .face_adapter_apply import FaceAdapterApply
 from .face_adapter_loader import FaceAdapterLoader
 from .face_analysis_loader import FaceAnalysisLoader
@@ -19,6 +21,7 @@ from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -29,6 +32,7 @@ from .token_merge import TokenMerge
 NODES = [
     DemoModelLoader,
     DemoFaceLoader,
+    DemoPicture,
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
@@ -47,6 +51,7 @@ NODES = [
     FewStepPreset,
     FastSAMLoader,
     FastSAMSegment,
+    PickPoints,
     CLIPSimilarityLoader,
     FastSAMMask,
     MaskToLatentGrid,
@@ -59,4 +64,5 @@ class Atelier(ComfyExtension):
 
 
 def extension() -> Atelier:
+    pictures.offer()
     return Atelier()

@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.extract import extract_features
-from .checks import check_range
+from .checks import in_range, layer_names, verdict
 from .types import CATEGORY, MAX_SEED, ConsistencyFeaturesType
 
 NAME = "Consistency Feature Extract"
@@ -40,7 +40,16 @@ class ConsistencyFeatureExtract(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, layers=None) -> bool | str:
+        return verdict(NAME, (some_layers, "layers", layers))
+
+    @classmethod
+    @in_range
     def execute(cls, model, latent, positive, negative=None, seed=0, timestep=99, layers="auto") -> io.NodeOutput:
-        check_range(NAME, "seed", seed, 0, MAX_SEED)
-        check_range(NAME, "timestep", timestep, 0, 999)
         return io.NodeOutput(extract_features(model, latent["samples"], positive, negative, seed, timestep, layers))
+
+
+def some_layers(node: str, name: str, text: str) -> None:
+    if not text.strip(" ,"):
+        raise ValueError(f"'{name}' of {node} names no layer. Write auto, which is right unless you know better.")
+    layer_names(node, name, text)

@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..attention.injection import PRESETS
+from ..attention.injection import PRESETS, impossible
 from ..host.cross_injection import cross_injection
-from .checks import check_range
+from .checks import in_range, verdict
 from .types import DIFFSTYLER, BranchesType, TrajectoryType
 
 NAME = "LoRA Cross-Injection"
@@ -54,12 +54,21 @@ class LoRACrossInjection(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, layers=None) -> bool | str:
+        return verdict(NAME, (sites, "layers", layers))
+
+    @classmethod
+    @in_range
     def execute(cls, model, source, branches, negative, base_prompt=None, preset="paper", cfg=10.5, feature_until=401, attention_until=501,
                 background="auto", layers="auto", rows_per_forward=0) -> io.NodeOutput:
-        check_range(NAME, "cfg", cfg, 0, 100)
-        check_range(NAME, "feature_until", feature_until, 0, 1000)
-        check_range(NAME, "attention_until", attention_until, 0, 1000)
-        check_range(NAME, "rows_per_forward", rows_per_forward, 0, 1024)
         return io.NodeOutput(*cross_injection(
             model, source, branches, negative, base_prompt, preset=preset, cfg=cfg, feature_until=feature_until, attention_until=attention_until,
             background=background, layers=layers, rows_per_forward=rows_per_forward))
+
+
+def sites(node: str, name: str, text: str) -> None:
+    """Raises ValueError for a text that names places of no model; whether this model has them, only a run can tell."""
+    wrong = impossible(text)
+    if wrong is not None:
+        raise ValueError(f"'{name}' of {node} is '{text}', where '{wrong}' is not understood. Write auto, or for example "
+                         "f=4-11;sa=3-11;ca=3-11: f features, sa self-attention, ca cross-attention, each with decoder blocks.")

@@ -1,10 +1,9 @@
 from comfy_api.latest import io
 
-from ..guidance.schedule import parse_values
 from ..host.decoupled_guidance import NODE as NAME
 from ..host.decoupled_guidance import DecoupledCFG as Guidance
 from ..host.decoupled_guidance import patched
-from .checks import check_range, check_values
+from .checks import in_range, step_values, verdict
 from .types import FASTFACE
 
 FORMULATIONS = ["DCG_2", "DCG_1", "DCG_3"]
@@ -33,11 +32,18 @@ def widgets() -> list:
     ]
 
 
+def scales(node: str, name: str, text: str) -> tuple[float, ...]:
+    return step_values(node, name, text, -100, 100)
+
+
+def refusal(node: str, alpha: str | None, beta: str | None) -> bool | str:
+    """What validate_inputs of both nodes answers."""
+    return verdict(node, (scales, "alpha", alpha), (scales, "beta", beta))
+
+
 def guidance(node: str, formulation: str, alpha: str, beta: str, rescale: float, rescale_steps: str, routing: str) -> Guidance:
     """The widgets' meaning. Raises ValueError that names `node` and the widget."""
-    check_range(node, "rescale", rescale, 0, 1)
-    scales = [check_values(node, name, parse_values(text, name, node), -100, 100) for name, text in (("alpha", alpha), ("beta", beta))]
-    return Guidance(formulation, *scales, phi=rescale, rescale_all=rescale_steps == "all", separate=routing == "separate")
+    return Guidance(formulation, scales(node, "alpha", alpha), scales(node, "beta", beta), phi=rescale, rescale_all=rescale_steps == "all", separate=routing == "separate")
 
 
 class DecoupledCFG(io.ComfyNode):
@@ -60,6 +66,11 @@ class DecoupledCFG(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, alpha=None, beta=None) -> bool | str:
+        return refusal(NAME, alpha, beta)
+
+    @classmethod
+    @in_range
     def execute(cls, model, formulation="DCG_2", alpha="1, 1.5, 1.5, 1", beta="1, 3, 3, 1", rescale=0.75, rescale_steps="guided",
                 routing="shared") -> io.NodeOutput:
         return io.NodeOutput(patched(model, guidance(NAME, formulation, alpha, beta, rescale, rescale_steps, routing)))

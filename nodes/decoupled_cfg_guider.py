@@ -1,7 +1,8 @@
 from comfy_api.latest import io
 
 from ..host.decoupled_guidance import Guider
-from .decoupled_cfg import guidance, widgets
+from .checks import in_range
+from .decoupled_cfg import guidance, refusal, widgets
 from .types import FASTFACE
 
 NAME = "Decoupled CFG Guider"
@@ -30,6 +31,11 @@ class DecoupledCFGGuider(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, alpha=None, beta=None) -> bool | str:
+        return refusal(NAME, alpha, beta)
+
+    @classmethod
+    @in_range
     def execute(cls, model, positive, negative, null=None, formulation="DCG_2", alpha="1, 1.5, 1.5, 1", beta="1, 3, 3, 1", rescale=0.75,
                 rescale_steps="guided", routing="shared") -> io.NodeOutput:
         return io.NodeOutput(Guider(model, guidance(NAME, formulation, alpha, beta, rescale, rescale_steps, routing), positive, negative, null))

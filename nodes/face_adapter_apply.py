@@ -1,8 +1,7 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.face_adapter import NODE, patched
-from .checks import check_range
+from .checks import in_range
 from .types import FASTFACE, FaceAdapterType, FaceIdentityType
 
 
@@ -45,12 +44,8 @@ class FaceAdapterApply(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, adapter, identity, mask=None, weight=0.8, lora_strength=1.0, shortcut=1.0, start=0.0, end=1.0,
                 skip_middle=False) -> io.NodeOutput:
-        for name, value, high in [("weight", weight, 3), ("lora_strength", lora_strength, 2), ("shortcut", shortcut, 3),
-                                  ("start", start, 1), ("end", end, 1)]:
-            check_range(NODE, name, value, 0, high)
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NODE} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(model, adapter, identity, weight=weight, lora_strength=lora_strength, shortcut=shortcut, start=start,
                                      end=end, mask=mask, skip_middle=skip_middle))

@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.faces import ENCODE, encode
+from .checks import in_range
 from .types import FASTFACE, FaceAnalysisType, FaceIdentityType
 
 OTHER_PACKS = io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")  # their sockets for the same object
@@ -43,6 +44,7 @@ class FaceIdentityEncode(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, face_analysis, image, clip_vision=None, pick="largest", face_index=0, if_no_face="error", combine="mean",
                 clip_channels="bgr") -> io.NodeOutput:
         return io.NodeOutput(*encode(face_analysis, image, clip_vision, pick=pick, face_index=face_index, if_no_face=if_no_face,

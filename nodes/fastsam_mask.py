@@ -1,14 +1,17 @@
+import math
+
 import torch
 from comfy_api.latest import io
 
 from ..host.log import log
 from ..segmentation import crops, prompts
 from ..segmentation.masks import Segments, bounds
-from .checks import check_range
+from .checks import check_range, in_range, verdict
 from .types import FASTSAM, FastSAMResultType, GuidanceType
 
 NAME = "FastSAM Mask"
 MODES = ["everything", "box", "points", "text"]
+ABSENT = object()  # neither written nor linked; what is linked is None when a run is queued
 
 
 class FastSAMMask(io.ComfyNode):
@@ -28,9 +31,9 @@ class FastSAMMask(io.ComfyNode):
                                        "prompt means."),
                 GuidanceType.Input("guidance", optional=True, tooltip="For mode text: the model from CLIP Similarity Loader."),
                 io.BoundingBox.Input("bboxes", optional=True, force_input=True,
-                                     tooltip="For mode box: one box, several, or a list per picture. The segment that fits a box best is taken, for each box."),
+                                     tooltip="For mode box: from Create Bounding Boxes; one, several, or a list per picture. The segment that fits a box best is taken, for each box."),
                 io.String.Input("positive", optional=True, force_input=True,
-                                tooltip=f"For mode points: places inside what you want, as {prompts.FORM} in pixels of the picture."),
+                                tooltip=f"For mode points: places inside what you want, from Pick Points: {prompts.FORM} in pixels of the picture."),
                 io.String.Input("negative", optional=True, force_input=True, tooltip="For mode points: places to leave out, in the same form."),
                 io.String.Input("text", default="", tooltip="For mode text: what the mask should show, such as 'a red jacket'."),
                 io.Combo.Input("pick", options=prompts.PICKS, default=prompts.PICKS[0],
@@ -56,18 +59,19 @@ class FastSAMMask(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mode=None, guidance=ABSENT, bboxes=ABSENT, positive=ABSENT, negative=ABSENT, text="") -> bool | str:
+        there = {"guidance": guidance is not ABSENT, "bboxes": bboxes is not ABSENT, "positive": positive is not ABSENT,
+                 "text": text is None or bool(text.strip())}
+        checks = [(points_form, "positive", positive), (points_form, "negative", negative)] if mode == "points" else []
+        return verdict(NAME, (lambda *_: check_prompt(mode, **there), "mode", mode),
+                       *(check for check in checks if check[2] is not ABSENT))
+
+    @classmethod
+    @in_range
     def execute(cls, fastsam_result, mode=MODES[0], guidance=None, bboxes=None, positive=None, negative=None, text="", pick=prompts.PICKS[0],
                 amount=1.0, min_area=0, dedupe=1.0, invert=False, point_rule=prompts.POINT_RULES[0], text_crop=crops.MODES[0]) -> io.NodeOutput:
-        check_range(NAME, "dedupe", dedupe, 0, 1)
-        check_range(NAME, "min_area", min_area, 0, 2**31 - 1)
-        if mode == "box" and bboxes is None:
-            raise ValueError(f"{NAME} in mode box has no box. Connect 'bboxes', or choose another mode.")
-        if mode == "points" and positive is None:
-            raise ValueError(f"{NAME} in mode points has no points. Connect 'positive', or choose another mode.")
+        check_prompt(mode, guidance=guidance is not None, bboxes=bboxes is not None, positive=positive is not None, text=bool(text.strip()))
         if mode == "text":
-            if guidance is None or not text.strip():
-                raise ValueError(f"{NAME} in mode text has no {'guidance' if guidance is None else 'text'}. "
-                                 + ("Connect CLIP Similarity Loader." if guidance is None else "Write what the mask should show."))
             if pick == "top k":
                 check_range(NAME, "amount", amount, 1, 1000)
             elif pick == "threshold":
@@ -100,6 +104,25 @@ class FastSAMMask(io.ComfyNode):
                 rows = rows.any(0, keepdim=True)
             masks.append(rows.float())
         return io.NodeOutput(torch.cat(masks), frames)
+
+
+def check_prompt(mode: str, *, guidance: bool, bboxes: bool, positive: bool, text: bool) -> None:
+    """Raises ValueError for a mode whose prompt is not there."""
+    if mode not in MODES:
+        raise ValueError(f"'mode' of {NAME} is '{mode}'. It must be one of {', '.join(MODES)}.")
+    if mode == "box" and not bboxes:
+        raise ValueError(f"{NAME} in mode box has no box. Connect 'bboxes' (ComfyUI's Create Bounding Boxes draws them), or choose another mode.")
+    if mode == "points" and not positive:
+        raise ValueError(f"{NAME} in mode points has no points. Connect 'positive' (Pick Points makes them), or choose another mode.")
+    if mode == "text" and not guidance:
+        raise ValueError(f"{NAME} in mode text has no guidance. Connect CLIP Similarity Loader.")
+    if mode == "text" and not text:
+        raise ValueError(f"{NAME} in mode text has no text. Write what the mask should show.")
+
+
+def points_form(node: str, name: str, text: str) -> None:
+    """Raises ValueError for a text that is no list of points; whether they lie in the picture, only a run can tell."""
+    prompts.parse_points(text, name, math.inf, math.inf)
 
 
 def by_words(found: Segments, kept: list[int], guidance, text: str, pick: str, amount: float, text_crop: str) -> list[int]:

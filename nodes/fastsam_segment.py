@@ -4,10 +4,11 @@ from comfy_api.latest import io
 from ..host.fastsam import segment
 from ..segmentation.contract import STRIDE
 from ..segmentation.masks import MODES
-from .checks import check_range
+from .checks import check_range, in_range, verdict
 from .types import FASTSAM, FastSAMModelType, FastSAMResultType
 
 NAME = "FastSAM Segment"
+LARGEST = 4096
 
 
 class FastSAMSegment(io.ComfyNode):
@@ -23,7 +24,7 @@ class FastSAMSegment(io.ComfyNode):
             inputs=[
                 FastSAMModelType.Input("fastsam_model", tooltip="The network from Load FastSAM (ONNX)."),
                 io.Image.Input("image", tooltip="The picture to segment. A batch is segmented one by one."),
-                io.Int.Input("size", default=1024, min=STRIDE, max=4096, step=STRIDE,
+                io.Int.Input("size", default=1024, min=STRIDE, max=LARGEST, step=STRIDE,
                              tooltip="Longer side of the network's input in pixels, a multiple of 32. FastSAM was trained at 1024. A model exported for one "
                                      "size uses that."),
                 io.Float.Input("conf", default=0.4, min=0.0, max=1.0, step=0.01,
@@ -42,14 +43,20 @@ class FastSAMSegment(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, size=None) -> bool | str:
+        return verdict(NAME, (network_size, "size", size))
+
+    @classmethod
+    @in_range
     def execute(cls, fastsam_model, image, size=1024, conf=0.4, iou=0.9, max_det=300, mask_mode=MODES[0]) -> io.NodeOutput:
-        check_range(NAME, "conf", conf, 0, 1)
-        check_range(NAME, "iou", iou, 0, 1)
-        check_range(NAME, "max_det", max_det, 1, 1000)
-        check_range(NAME, "size", size, STRIDE, 4096)
-        if size % STRIDE:
-            raise ValueError(f"'size' of {NAME} is {size}. It must be a multiple of {STRIDE}, for example {max(size // STRIDE, 1) * STRIDE}.")
+        network_size(NAME, "size", size)
         if image.shape[-1] < 3 or image.numel() == 0 or not torch.isfinite(image).all():
             raise ValueError(f"'image' of {NAME} has shape {list(image.shape)} and must hold RGB pictures without NaN. Check the node it comes from.")
         found = segment(fastsam_model, image, size, conf, iou, max_det, mask_mode)
         return io.NodeOutput(found, torch.stack([result.masks.any(0).float() for result in found]))
+
+
+def network_size(node: str, name: str, size: int) -> None:
+    check_range(node, name, size, STRIDE, LARGEST)
+    if size % STRIDE:
+        raise ValueError(f"'{name}' of {node} is {size}. It must be a multiple of {STRIDE}, for example {size // STRIDE * STRIDE}.")

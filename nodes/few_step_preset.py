@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.few_step import ALPHA, BETA, PRESETS, sampling
-from .checks import check_range
+from .checks import in_range
 from .types import FASTFACE
 
 NAME = "Few-Step Preset"
@@ -40,7 +40,6 @@ class FewStepPreset(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, base="Hyper", steps=4, denoise=1.0) -> io.NodeOutput:
-        check_range(NAME, "steps", steps, 1, 50)
-        check_range(NAME, "denoise", denoise, 0.05, 1)
         return io.NodeOutput(*sampling(model, base, steps, denoise), PRESETS[base].cfg, ALPHA, BETA, steps)

@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..host.adapters import lora_names, read_lora
+from ..host.adapters import check_lora, lora_names, read_lora
 from ..host.cross_injection import Branch
-from .checks import check_range
+from .checks import in_range
 from .types import DIFFSTYLER, BranchesType
 
 NAME = "FastSAM Mask Blend"
@@ -35,12 +35,14 @@ class FastSAMMaskBlend(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, prompt, branches=(), mask=None, lora=None, lora_name=NONE, strength=1.0) -> io.NodeOutput:
-        check_range(NAME, "strength", strength, -5, 5)
         if lora is not None and lora_name != NONE:
             raise ValueError(f"{NAME} has two LoRAs: one connected and the file '{lora_name}'. Set lora_name to none or disconnect 'lora'; a second "
                              "style takes a second node.")
         name = lora_name if lora is None else "of the 'lora' input"
-        if lora is None and lora_name != NONE:
+        if lora is not None:
+            check_lora(lora, name)
+        elif lora_name != NONE:
             lora = read_lora(lora_name)
         return io.NodeOutput((*(branches or ()), Branch(prompt, mask, lora, name, strength)))

@@ -3,7 +3,7 @@ from comfy_api.latest import io
 from ..attention.masks import mask_on_grid
 from ..host.log import log
 from ..segmentation.masks import checked, feather, grow
-from .checks import check_range
+from .checks import in_range
 from .types import FASTSAM
 
 NAME = "Mask to Latent Grid"
@@ -31,10 +31,8 @@ class MaskToLatentGrid(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, mask, latent, grow=0, feather=0, row=-1) -> io.NodeOutput:
-        check_range(NAME, "grow", grow, -256, 256)
-        check_range(NAME, "feather", feather, 0, 256)
-        check_range(NAME, "row", row, -1, 4095)
         return io.NodeOutput(on_grid(mask, tuple(latent["samples"].shape[-2:]), grow, feather, row))
 
 

@@ -1,9 +1,8 @@
 from comfy_api.latest import io
 
-from ..guidance.schedule import parse_values
 from ..host.attention_maps import SCALE_POWER as NAME
 from ..host.attention_maps import scale_power
-from .checks import check_range, check_values
+from .checks import in_range, layer_names, step_values, verdict
 from .types import FASTFACE
 
 PRESETS = ["published code", "paper"]
@@ -46,13 +45,18 @@ class ScalePowerAttention(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, scale_down=None, scale_up=None, layers=None) -> bool | str:
+        return verdict(NAME, (scales, "scale_down", scale_down), (scales, "scale_up", scale_up), (layer_names, "layers", layers))
+
+    @classmethod
+    @in_range
     def execute(cls, model, power=1.3, scale_down="1.55", scale_up="1.45", layers="d,u", start=0.0, end=1.0,
                 preset=PRESETS[0]) -> io.NodeOutput:
-        check_range(NAME, "power", power, 0.1, 4)
-        check_range(NAME, "start", start, 0, 1)
-        check_range(NAME, "end", end, 0, 1)
-        down, up = (check_values(NAME, name, parse_values(text, name, NAME), 0, 10)
-                    for name, text in (("scale_down", scale_down), ("scale_up", scale_up)))
+        down, up = scales(NAME, "scale_down", scale_down), scales(NAME, "scale_up", scale_up)
         if preset == "paper":
             down, up = up, down
         return io.NodeOutput(scale_power(model, layers, start, end, power, down, up))
+
+
+def scales(node: str, name: str, text: str) -> tuple[float, ...]:
+    return step_values(node, name, text, 0, 10)

@@ -1,9 +1,9 @@
 from comfy_api.latest import io
 
-from ..guidance.schedule import parse_values
 from ..host.attention_maps import SCHEDULED_SOFTMAX as NAME
 from ..host.attention_maps import scheduled_softmax
-from .checks import check_range, check_values
+from .checks import in_range, layer_names, step_values, verdict
+from .scale_power_attention import scales
 from .types import FASTFACE
 
 
@@ -46,10 +46,16 @@ class ScheduledSoftmaxAttention(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, sharpness=None, scale=None, layers=None) -> bool | str:
+        return verdict(NAME, (sharpnesses, "sharpness", sharpness), (scales, "scale", scale), (layer_names, "layers", layers))
+
+    @classmethod
+    @in_range
     def execute(cls, model, sharpness="7.5, 5, 5, 5", scale="1, 1.55, 1.55, 1.55", adain_weight=0.3, layers="d,u", start=0.0, end=1.0,
                 quantile=0.65, coupling="rows") -> io.NodeOutput:
-        for name, value in {"adain_weight": adain_weight, "start": start, "end": end, "quantile": quantile}.items():
-            check_range(NAME, name, value, 0, 1)
-        d = check_values(NAME, "sharpness", parse_values(sharpness, "sharpness", NAME), 0, 1000)
-        s = check_values(NAME, "scale", parse_values(scale, "scale", NAME), 0, 10)
+        d, s = sharpnesses(NAME, "sharpness", sharpness), scales(NAME, "scale", scale)
         return io.NodeOutput(scheduled_softmax(model, layers, start, end, d, s, quantile, adain_weight, coupling == "published"))
+
+
+def sharpnesses(node: str, name: str, text: str) -> tuple[float, ...]:
+    return step_values(node, name, text, 0, 1000)

@@ -1,8 +1,7 @@
-import torch
 from comfy_api.latest import io
 
 from ..host.seac import patched
-from .checks import check_range
+from .checks import in_range, layer_names, verdict
 from .types import CATEGORY, ConsistencyFeaturesType
 
 NAME = "SEAC Patch"
@@ -53,13 +52,13 @@ class SEACPatch(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, layers=None) -> bool | str:
+        return verdict(NAME, (layer_names, "layers", layers))
+
+    @classmethod
+    @in_range
     def execute(cls, model, reference, source=None, mask=None, style_enhancement=1.2, strength=1.0, style_share=0.5, start=0.0,
                 end=1.0, layers="auto", balance="tokens", pairing="all") -> io.NodeOutput:
-        check_range(NAME, "style_enhancement", style_enhancement, 0, 3)
-        for name, value in {"strength": strength, "style_share": style_share, "start": start, "end": end}.items():
-            check_range(NAME, name, value, 0, 1)
-        if mask is not None and not torch.isfinite(mask).all():
-            raise ValueError(f"The mask of {NAME} holds NaN or infinite values. Check the node it comes from.")
         return io.NodeOutput(patched(
             model, source, reference, style_enhancement=style_enhancement, strength=strength, style_share=style_share, start=start,
             end=end, layers=layers, mask=mask, per_group=balance == "images", cycle=pairing == "cycle"))

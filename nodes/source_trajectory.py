@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host import trajectory
-from .checks import check_range
+from .checks import in_range
 from .types import DIFFSTYLER, MAX_SEED, TrajectoryType
 
 NAME = "Source Trajectory"
@@ -38,8 +38,7 @@ class SourceTrajectory(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, latent, empty_prompt, mode="ddim", steps=50, fixed_point=0, seed=0, memory_mb=256) -> io.NodeOutput:
-        for name, value, low, high in (("steps", steps, 1, 1000), ("fixed_point", fixed_point, 0, 5), ("seed", seed, 0, MAX_SEED), ("memory_mb", memory_mb, 1, 65536)):
-            check_range(NAME, name, value, low, high)
         return io.NodeOutput(trajectory.record(model, latent, empty_prompt, mode=mode, steps=steps, fixed_point=fixed_point, seed=seed,
                                                budget=memory_mb * 2**20))

@@ -1,10 +1,12 @@
 from comfy_api.latest import io
 
 from ..host import training
-from .checks import check_range
+from ..host.unfinished import check_prefix
+from .checks import in_range, verdict
 from .types import DIFFSTYLER, MAX_SEED
 
 NAME = training.NODE
+MOST_STEPS = 100000
 
 
 class StyleLoRATrain(io.ComfyNode):
@@ -25,7 +27,7 @@ class StyleLoRATrain(io.ComfyNode):
                 io.Conditioning.Input("caption", tooltip="What the picture shows and a name for its style, from CLIP Text Encode. Use the same words for the style when you "
                                                          "sample."),
                 io.Int.Input("rank", default=16, min=1, max=256, tooltip="Size of the LoRA. The paper takes 16."),
-                io.Int.Input("steps", default=200, min=2, max=100000, tooltip="Training steps, one noised picture each. The paper takes 200."),
+                io.Int.Input("steps", default=200, min=2, max=MOST_STEPS, tooltip="Training steps, one noised picture each. The paper takes 200."),
                 io.Float.Input("learning_rate", default=2e-4, min=1e-7, max=0.1, step=1e-5, round=1e-7,
                                tooltip="AdamW's learning rate, constant. The paper takes 0.0002."),
                 io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
@@ -51,11 +53,17 @@ class StyleLoRATrain(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, cancel_prefix=None) -> bool | str:
+        return verdict(NAME, (prefix_works, "cancel_prefix", cancel_prefix))
+
+    @classmethod
+    @in_range
     def execute(cls, model, vae, image, caption, rank=16, steps=200, learning_rate=2e-4, resolution=512, seed=0, augment="none", targets="qkv",
                 checkpointing=True, cancel_prefix="loras/style_lora_unfinished") -> io.NodeOutput:
-        for name, value, low, high in (("rank", rank, 1, 256), ("steps", steps, 2, 100000), ("learning_rate", learning_rate, 1e-7, 0.1),
-                                       ("resolution", resolution, 64, 2048), ("seed", seed, 0, MAX_SEED)):
-            check_range(NAME, name, value, low, high)
         return io.NodeOutput(*training.train_style(
             model, vae, image, caption, rank=rank, steps=steps, learning_rate=learning_rate, targets=targets, resolution=resolution, seed=seed,
             augment=augment, checkpointing=checkpointing, prefix=cancel_prefix))
+
+
+def prefix_works(node: str, name: str, text: str) -> None:
+    check_prefix(text, MOST_STEPS, node)

@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.merge import merge_features
-from .checks import check_range
+from .checks import in_range
 from .types import CATEGORY, MAX_SEED, ConsistencyFeaturesType
 
 NAME = "Token Merge"
@@ -31,7 +31,6 @@ class TokenMerge(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, features, ratio=0.5, seed=0, weigh_merged=False) -> io.NodeOutput:
-        check_range(NAME, "ratio", ratio, 0, 0.75)
-        check_range(NAME, "seed", seed, 0, MAX_SEED)
         return io.NodeOutput(merge_features(features, ratio, seed, weigh_merged))

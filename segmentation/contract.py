@@ -4,13 +4,17 @@ A: per candidate cx, cy, w, h in input pixels, C class scores from 0 to 1, P mas
 the input's size.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 STRIDE = 32           # input sides are multiples of it
 CELL = 4              # input pixels per prototype cell
+LARGEST = 4096        # pixels of an input's side
+# Values of one output per input pixel; FastSAM gives 2, and 0.8. Small inputs may have more, a million in all.
+PER_PIXEL, LEAST = 16, 2**20
 
 
 def fixed_size(shape: Sequence, name: str) -> tuple[int, int] | None:
@@ -21,7 +25,23 @@ def fixed_size(shape: Sequence, name: str) -> tuple[int, int] | None:
     if wrong or (fixed and (min(height, width) < STRIDE or height % STRIDE or width % STRIDE)):
         raise ValueError(f"The ONNX model takes '{name}' of shape {list(shape)}, so it is no FastSAM: that takes one picture, "
                          f"[1, 3, height, width] with sides of a multiple of {STRIDE}. Export FastSAM with batch 1.")
+    if fixed and max(height, width) > LARGEST:
+        raise ValueError(f"The ONNX model takes '{name}' of {width} x {height} pixels, more than the {LARGEST} x {LARGEST} that FastSAM Segment gives. "
+                         "Export FastSAM at its training size, 1024.")
     return (height, width) if fixed else None
+
+
+def check_outputs(outputs: Iterable[tuple[str, Sequence]], size: tuple[int, int]) -> None:
+    """Raises ValueError for an output (name, shape) of more values than FastSAM has for an input of (height, width).
+
+    Sides that are no numbers, as declared shapes may have, count as 1.
+    """
+    most = max(LEAST, PER_PIXEL * size[0] * size[1])
+    for name, shape in outputs:
+        values = math.prod(side for side in shape if isinstance(side, int))
+        if values > most:
+            raise ValueError(f"The ONNX model is no FastSAM: its output '{name}' of shape {list(shape)} holds {values} values, and for an input of "
+                             f"{size[1]} x {size[0]} at most {most} are read. Export FastSAM again.")
 
 
 def split_outputs(names: Sequence[str], arrays: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +59,7 @@ def split_outputs(names: Sequence[str], arrays: Sequence[np.ndarray], size: tupl
         found = {name: array for name, array in zip(names, arrays) if array.ndim == rank}
         return found.get(preferred, next(iter(found.values()), None))
 
+    check_outputs(((name, array.shape) for name, array in zip(names, arrays)), size)  # before anything is copied
     table, prototypes = pick(3, "output0"), pick(4, "output1")
     if table is None or prototypes is None:
         refuse("it needs one output of three dimensions and one of four")

@@ -1,6 +1,7 @@
 """From boxes and prototypes to masks of the picture, and what every MASK may be."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,20 +95,37 @@ def bounds(mask: torch.Tensor) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def checked(mask: torch.Tensor, size: tuple[int, int], where: str) -> torch.Tensor:
-    """A MASK from any node as [masks, height, width] in [0, 1]. size: (height, width) of what it will lie on, of the same shape
-    within 1 %. Raises ValueError that begins with `where` for no mask at all, another shape, NaN and infinity.
+def checked(mask: torch.Tensor, size: tuple[int, int] | None, where: str) -> torch.Tensor:
+    """A MASK from any node as [masks, height, width] in [0, 1]: what every MASK socket of ours takes, and what it refuses.
+
+    size: (height, width) of the latent that it will lie on, None where only sampling knows it (then `check_aspect` follows).
+    Raises ValueError that begins with `where` for no mask at all, other dimensions, another shape, NaN and infinity.
     """
-    mask = mask.float().cpu().reshape(-1, *mask.shape[-2:])
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]  # one channel, as some nodes give it
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"{where} has dimensions {list(mask.shape)}, but a mask is [masks, height, width]. Connect a MASK; of a picture, take "
+                         "Convert Image to Mask.")
+    mask = (mask[None] if mask.ndim == 2 else mask).float().cpu()
     if mask.numel() == 0:
         raise ValueError(f"{where} holds no mask: nothing was found. Choose another prompt, or connect another mask.")
     if not torch.isfinite(mask).all():
         raise ValueError(f"{where} holds NaN or infinite values. Check the node it comes from.")
-    height, width = mask.shape[-2:]
-    if abs(width * size[0] / (height * size[1]) - 1) > 0.01:
-        raise ValueError(f"{where} is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}. Make it from the picture that "
-                         "was encoded.")
+    if size is not None:
+        check_aspect(mask.shape[-2:], size, where)
     return mask.clamp(0, 1)
+
+
+def check_aspect(mask: Sequence[int], size: Sequence[int], where: str) -> None:
+    """Raises ValueError unless a mask's (height, width) has the shape of a picture whose latent has `size` cells, within 1 %.
+
+    Encoding cuts a picture to whole cells, so it may have had up to one cell more a side than its latent shows.
+    """
+    (height, width), (rows, columns) = mask, size
+    aspect = width / height
+    if not min(0.99 * columns / rows, columns / (rows + 1)) <= aspect <= max(1.01 * columns / rows, (columns + 1) / rows):
+        raise ValueError(f"{where} is {width} x {height}, another shape than the latent's {columns} x {rows}. Make it from the picture that "
+                         "was encoded.")
 
 
 def grow(mask: torch.Tensor, pixels: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ answer of the best score is kept[argmax], never argmax itself.
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ import torch
 POINT_RULES = ["paint", "subtract"]
 PICKS = ["best", "top k", "threshold"]
 FORM = '[{"x": 120, "y": 80}, ...]'
+SIGNED = "+120,80 -40,30"
+_SIGNED_POINT = re.compile(r"([+-]?)([0-9]{1,9})(?:\.[0-9]+)?,([0-9]{1,9})(?:\.[0-9]+)?")
 
 
 def large(masks: torch.Tensor, least: int) -> list[int]:
@@ -96,10 +99,32 @@ def parse_points(text: str | None, name: str, height: int, width: int) -> list[t
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"'{name}' of FastSAM Mask is not a list of points: {text[:200]!r}. It must look like {FORM}.") from None
     for x, y in points:
-        if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"'{name}' of FastSAM Mask has a point at ({x:g}, {y:g}), outside the picture of {width} x {height} pixels. x runs "
-                             f"from 0 to {width - 1}, y from 0 to {height - 1}.")
+        check_inside(x, y, height, width, f"'{name}' of FastSAM Mask")
     return [(math.floor(x), math.floor(y)) for x, y in points]
+
+
+def parse_signed(text: str) -> list[tuple[bool, int, int]]:
+    """Points such as "+120,80 -40,30" -> (exclude, x, y), whole pixels. The sign + may be left out; an empty text holds no points.
+
+    Raises ValueError for anything else. The same rules as web/js/points.mjs.
+    """
+    words = re.sub(r"([+-]) ", r"\1", re.sub(r" ?, ?", ",", re.sub(r"\s+", " ", text)))
+    points = []
+    for number, word in enumerate(filter(None, re.split("[ ;]", words)), 1):
+        found = _SIGNED_POINT.fullmatch(word)
+        if not found:
+            raise ValueError(f"Point {number} is {word[:80]!r}, which is no point. Write x,y in pixels of the picture, with - in front to "
+                             f"exclude, and spaces between points: {SIGNED}")
+        sign, x, y = found.groups()
+        points.append((sign == "-", int(x), int(y)))
+    return points
+
+
+def check_inside(x: float, y: float, height: int, width: int, name: str) -> None:
+    """Raises ValueError, which starts with `name`, for a point outside the picture."""
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"{name} has a point at ({x:g}, {y:g}), outside the picture of {width} x {height} pixels. x runs "
+                         f"from 0 to {width - 1}, y from 0 to {height - 1}.")
 
 
 def parse_boxes(boxes, height: int, width: int) -> list[tuple[int, int, int, int]]:

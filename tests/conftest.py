@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,13 @@ if COMFY:
     import nodes  # noqa: F401  pins ComfyUI's own module; ours is portrait_atelier.nodes
 
 runpy.run_path(str(ROOT / "headless" / "pack.py"))["load_pack"]()
+
+
+def pytest_collection_modifyitems(items):
+    """All of tests/unit is quick; elsewhere tests and files are marked so."""
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "unit"):
+            item.add_marker(pytest.mark.quick)
 
 
 def pytest_report_header():

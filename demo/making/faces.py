@@ -201,7 +201,7 @@ def train_adapter(folder: Path, share: float, device: str) -> dict:
     teacher = torch.load(folder / "unet.pt", weights_only=True, map_location="cpu")
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in teacher.items() if name.startswith(prefix)}
     model = demo_model.model(part("net."), 1., [], [0.] * 3)
-    net, text = model.model.diffusion_model.to(device).requires_grad_(False), TextEncoder().to(device).requires_grad_(False)
+    net, text = model.model.diffusion_model.to(device).float().requires_grad_(False), TextEncoder().to(device).requires_grad_(False)
     text.load_state_dict(part("text."))
     rows, photos = photos_of_people(examples.words)
     torch.manual_seed(16)

@@ -1,18 +1,35 @@
-"""ComfyUI's own front-end in headless chromium, on the server of tests/server, in both of its renderers."""
-import runpy
+"""ComfyUI's own front-end in headless chromium, on a plain server, in both of its renderers."""
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from portrait_atelier.headless.server import LocalServer, free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = ROOT / "demo" / "pictures"
 CHROMIUM = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
               --disable-component-update --disable-sync""".split()
 EMPTY = {"version": 0.4, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}}
 SECONDS = 1000
 
-server = runpy.run_path(str(ROOT / "tests" / "server" / "conftest.py"))["server"]
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A plain ComfyUI: main.py with nothing but this folder in custom_nodes, and an empty input folder."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "models/checkpoints", "input", "output", "user"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "portrait-atelier").symlink_to(ROOT, target_is_directory=True)
+    port = free_port()
+    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--port", str(port), "--base-directory", str(base),
+               "--database-url", "sqlite:///:memory:", "--log-stdout"]
+    with LocalServer(command, f"http://127.0.0.1:{port}", os.environ["COMFYUI_PATH"], base / "server.log",
+                     {**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+        server.wait()
+        server.base = base
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +43,11 @@ def chromium():
 @pytest.fixture(scope="session")
 def open_tab(server, chromium):
     """open_tab(**settings) opens the editor with these settings of ComfyUI; `tab.errors` lists the page's errors."""
-    for name in ("content.png", "style.png"):  # as the workflows' first note asks the user to
-        file = {"name": name, "mimeType": "image/png", "buffer": (PICTURES / name).read_bytes()}
-        context = chromium.new_context()
-        reply = context.request.post(server.client.url + "/upload/image", multipart={"image": file})
-        assert reply.ok and reply.json()["name"] == name
-        context.close()
-
     def open_tab(**settings):
         server.client.call("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en",
                                          "Comfy.Workflow.Persist": False, "Comfy.VueNodes.Enabled": False,
                                          **{name.replace("_", "."): value for name, value in settings.items()}})
-        tab = chromium.new_context(viewport={"width": 1400, "height": 900}).new_page()
+        tab = chromium.new_context(viewport={"width": 1440, "height": 900}).new_page()
         tab.set_default_timeout(60 * SECONDS)
         tab.errors = []
         tab.on("pageerror", lambda error: tab.errors.append(str(error)))

@@ -1,5 +1,6 @@
 """What the editor makes of the nodes: widgets, tooltips, help pages, languages."""
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,12 @@ WIDGETS = {
     "AtelierStyleLoRATrain": (["rank", "steps", "learning_rate", "resolution", "seed", "augment"], ["targets", "checkpointing", "cancel_prefix"]),
     "AtelierFastSAMLoader": (["file", "provider"], []),
     "AtelierFastSAMSegment": (["size", "conf", "iou", "max_det", "mask_mode"], []),
+    "AtelierPickPoints": (["points", "picture"], []),
     "AtelierFastSAMMask": (["mode", "text", "pick", "amount", "min_area"], ["dedupe", "invert", "point_rule", "text_crop"]),
     "AtelierMaskToLatentGrid": (["grow", "feather"], ["row"]),
     "AtelierCLIPSimilarityLoader": (["model"], []),
     "AtelierDemoFaceLoader": ([], []),
+    "AtelierDemoPicture": (["image", "upload"], []),
 }
 # Make a node, and tell what the editor knows of it, in the form of locales/*/nodeDefs.json.
 TELL = """type => {
@@ -45,6 +48,18 @@ TELL = """type => {
         outputs: outputs.map(output => output.tooltip),
         labels: Object.fromEntries(node.inputs.map(input => [input.name, input.label ?? input.localized_name ?? input.name])),
     };
+}"""
+
+# Whether these pictures of the help page, and no others, have arrived.
+PICTURES = """files => {
+    const shown = [...document.querySelectorAll('.node-help-content img')];
+    return shown.length === files.length && shown.every((img, i) => img.src.endsWith(files[i]) && img.complete && img.naturalWidth > 100);
+}"""
+# What of the help page would scroll sideways.
+SIDEWAYS = """() => {
+    const help = document.querySelector('.node-help-content');
+    return [help, ...help.querySelectorAll('*')].filter(part => part.scrollWidth > part.clientWidth && getComputedStyle(part).display !== 'inline')
+        .map(part => part.outerHTML.slice(0, 200));
 }"""
 
 
@@ -74,7 +89,8 @@ def test_chinese(open_tab):
         for node_id in WIDGETS:
             found, expected = tab.evaluate(TELL, node_id), LOCALE["zh"][node_id]
             assert found["title"] == expected["display_name"]
-            assert found["labels"] == {name: entry["name"] for name, entry in expected.get("inputs", {}).items()}
+            names = {name: entry["name"] for name, entry in expected.get("inputs", {}).items()}
+            assert {name: found["labels"][name] for name in names} == names  # the editor adds an upload button of its own
             assert_help(tab, node_id, "zh")
         assert tab.errors == []
     finally:
@@ -95,3 +111,6 @@ def assert_help(page, node_id, language):
     page.get_by_test_id("info-button").click()
     text = (ROOT / "web" / "docs" / node_id / f"{language}.md").read_text(encoding="utf-8")
     page.get_by_text(text.splitlines()[2].replace("`", "").replace("*", "")).wait_for()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    page.wait_for_function(PICTURES, arg=pictures)
+    assert page.evaluate(SIDEWAYS) == []

@@ -82,7 +82,7 @@ def test_latents(sd15, latent, message):
 
 
 def test_features_that_overflow_name_the_layer(sd15, content):
-    positive = [[sd15.positive[0][0] * float("nan"), {}]]
+    positive = [[sd15.positive[0][0] * 1e37, {}]]
     with pytest.raises(ValueError, match=r"features of layer u1.0 hold NaN"):
         sd15.features(content, positive=positive)
 
@@ -140,9 +140,30 @@ def test_numbers_of_extraction(sd15, content, options):
         sd15.features(content, **options)
 
 
-def test_masks_with_nan(sd15, bank):
-    with pytest.raises(ValueError, match="mask of SEAC Patch"):
-        sd15.patch(bank, bank, mask=torch.full((1, 8, 8), float("nan")))
+@pytest.mark.parametrize("mask, message", [
+    (torch.full((1, 8, 8), float("nan")), "holds NaN or infinite"), (torch.full((1, 8, 8), float("-inf")), "holds NaN or infinite"),
+    (torch.ones(0, 64, 64), "holds no mask: nothing was found"), (torch.ones(1, 0, 64), "holds no mask"),
+    (torch.ones(1, 64, 64, 3), r"has dimensions \[1, 64, 64, 3\]"),
+])
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_masks(sd15, bank, mask, message, strength):
+    with pytest.raises(ValueError, match="The mask of SEAC Patch " + message):
+        sd15.patch(bank, bank, mask=mask, strength=strength)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_masks_of_another_shape(sd15, bank, content, value):
+    """Whatever they hold: a white one too was made from another picture. Before the first model call, also behind a clone."""
+    model = sd15.patch(None, bank, model=sd15.patch(bank, bank, mask=torch.ones(1, 64, 64)), mask=torch.full((1, 64, 256), value)).clone()
+    with pytest.raises(ValueError, match="The mask of SEAC Patch is 256 x 64, another shape than the latent's 8 x 8"):
+        sd15.sample(model, content)
+
+
+def test_a_mask_with_a_channel_is_that_mask(sd15, bank, content):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1
+    plain, channel = (sd15.sample(sd15.patch(bank, bank, mask=each), content, steps=1) for each in (mask, mask[:, None]))
+    assert torch.equal(plain, channel)
 
 
 def test_warnings(sd15, bank, content, warnings):

@@ -135,7 +135,7 @@ def test_kinds_of_lora(desk, path):
     conv = "diffusion_model.input_blocks.1.0.in_layers.2"
     check("convolution 3x3 at", {f"{conv}.lora_up.weight": torch.zeros(32, 4, 1, 1), f"{conv}.lora_down.weight": torch.zeros(4, 32, 3, 3)})
     check("nothing for this model's UNet.*Its keys: one, two, three", {key: torch.zeros(1) for key in ("one", "two", "three", "four")})
-    check("nothing for this model's UNet.*it is empty", {})
+    check("'of the 'lora' input' is empty: it holds no tensors", {})
     check("another model family: .* takes 32 channels to 32, the LoRA 640 to 32", {f"{name}.lora_up.weight": wide, f"{name}.lora_down.weight": torch.zeros(2, 640)})
 
 
@@ -153,10 +153,6 @@ def test_lora_files(desk, path, tmp_path, monkeypatch):
     from_file = desk.branch(lora_name="style.safetensors", strength=0.5)
     assert torch.equal(desk.sample(path, from_file), desk.sample(path, desk.branch(lora=desk.lora(), strength=0.5)))
     refused("two LoRAs: one connected and the file 'style.safetensors'", lambda: desk.branch(lora=desk.lora(), lora_name="style.safetensors"))
-    with pytest.raises(FileNotFoundError, match="gone.safetensors"):
-        desk.branch(lora_name="gone.safetensors")
-    with pytest.raises(FileNotFoundError):
-        desk.branch(lora_name="../../secret.safetensors")
 
 
 @pytest.mark.parametrize("options", [{"cfg": float("nan")}, {"cfg": -1.0}, {"feature_until": 1001}, {"attention_until": -1}, {"rows_per_forward": -1}], ids=str)
@@ -203,7 +199,7 @@ def test_decoupled_guidance_is_refused(desk, path):
 
 
 def test_numbers_that_overflow_name_the_step(desk, path):
-    prompt = [[desk.prompts[0][0][0] * float("nan"), {}]]
+    prompt = [[desk.prompts[0][0][0] * 1e37, {}]]
     refused("latent of step 1 of 2 holds NaN", lambda: desk.sample(path, desk.branch(prompt)))
     refused(r"latent of step 2 of 3 holds NaN", lambda: desk.source(prompt=prompt, mode="ddim", steps=2))
     late = replace(path, latents=torch.cat([path.latents[:1], path.latents[1:2] * float("nan"), path.latents[2:]]))

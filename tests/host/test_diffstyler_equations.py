@@ -16,6 +16,7 @@ from portrait_atelier.guidance import regions
 from portrait_atelier.host import cross_injection as host
 from portrait_atelier.host import routed
 
+pytestmark = pytest.mark.quick
 TOLERANCE = 1e-5
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ABAR = torch.cumprod(1 - BETAS, 0)

@@ -10,6 +10,7 @@ from portrait_atelier.attention.blocks import automatic_layers
 from portrait_atelier.host import extract
 from portrait_atelier.host import seac as host
 
+pytestmark = pytest.mark.quick
 TOLERANCE = 1e-5
 LAMBDA = 1.2
 

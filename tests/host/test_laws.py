@@ -1,11 +1,13 @@
 """The remaining exact laws of ZePo: what must not change, what must agree, what must differ."""
 
 import contextlib
+import copy
 from dataclasses import replace
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import nodes as host_nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -410,3 +412,19 @@ def test_a_merged_step_costs_what_a_plain_step_costs(sd15, tensor):
     with FlopCounterMode(display=False) as counter:
         sd15.sample(sd15.patch(*(sd15.features(target),) * 2), target, steps=1)
     assert counter.get_total_flops() > flops[1]
+
+
+# The published code's guidance s acts as 1 - s (docs/papers.md). The host takes no guidance below 0: exchange the prompts.
+
+def test_exchanged_prompts_are_guidance_one_minus_s(sd15, content, style, apart):
+    exchanged = copy.copy(sd15)
+    exchanged.positive, exchanged.negative = sd15.negative, sd15.positive
+
+    def run(studio, cfg, sampled=None):
+        model = studio.patch(studio.features(content), studio.features(style))
+        return (sampled or studio).sample(model, content, steps=4, cfg=cfg)
+
+    assert host_nodes.KSampler.INPUT_TYPES()["required"]["cfg"][1]["min"] == 0
+    assert apart(run(exchanged, 2.0), run(sd15, -1.0)) < TOLERANCE
+    assert apart(run(sd15, 2.0), run(sd15, -1.0)) > 0.1                         # ordinary guidance is another picture
+    assert apart(run(sd15, 2.0, sampled=exchanged), run(sd15, -1.0)) > 0.01     # at the sampler alone is not enough

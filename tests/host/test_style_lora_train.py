@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import comfy.model_management
@@ -18,6 +19,7 @@ import torch
 from comfy.ldm.modules import attention
 
 from portrait_atelier.host import training as host
+from portrait_atelier.host import unfinished
 from portrait_atelier.host.adapters import low_rank_pairs
 from portrait_atelier.nodes.demo_model_loader import DemoModelLoader
 from portrait_atelier.nodes.style_lora_train import StyleLoRATrain
@@ -368,6 +370,12 @@ def test_sizes(nano, tensor, size, short, expected):
     assert tuple(latent.shape[-2:]) == expected
 
 
+def test_grey_pictures_are_grey_colours(nano):
+    grey = nano.image[..., :1]
+    plain, opaque, colour = (nano.train(image=image)[0] for image in (grey, with_channel(grey, 1.0), grey.repeat(1, 1, 1, 3)))
+    assert same(plain, colour) and same(opaque, colour)
+
+
 def test_an_opaque_fourth_channel_is_fine(nano):
     with_alpha = torch.cat([nano.image, torch.ones_like(nano.image[..., :1])], -1)
     assert same(nano.train()[0], nano.train(image=with_alpha)[0])
@@ -456,11 +464,75 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_steps_before(nan
     assert same(comfy.utils.load_torch_file(str(path), safe_load=True), nano.train(steps=2)[0])
 
 
-def test_nothing_is_kept_outside_the_output_folder(nano, progress, caplog, tmp_path):
-    progress(cancel_at(2))
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    (tmp_path / "output").mkdir()
+    return tmp_path / "output"
+
+
+@pytest.mark.parametrize("prefix, reason", [
+    ("/somewhere/else", "not allowed"), ("../escaped", "not allowed"), ("loras/../../escaped", "not allowed"), ("", "names no file"),
+    ("  ", "names no file"), ("loras/", "names no file"), (".", "names no file"), ("loras/..", "names no file"),
+    ("loras/a:b", "':' cannot stand in the name"), ("what?", "'\\?' cannot stand"), ("nul\0", "cannot stand"),
+    ("a_file/unfinished", os.strerror(errno.ENOTDIR)), ("locked/unfinished", os.strerror(errno.EACCES)),
+    ("loras/" + "x" * 300, os.strerror(errno.ENAMETOOLONG)),
+])
+def test_where_nothing_could_be_kept_is_told_before_the_first_step(nano, output, monkeypatch, prefix, reason):
+    (output / "a_file").write_bytes(b"")
+    made = open
+
+    def locked(path, *args):  # whoever runs as root may write anywhere
+        if "locked" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return made(path, *args)
+
+    monkeypatch.setattr(unfinished, "open", locked, raising=False)
+    monkeypatch.setattr(host, "encoded", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(ValueError, match=f"(?s)^'cancel_prefix' of Style LoRA Train is .* cannot be kept: .*{reason}.*for example loras/style_lora_unfinished") as error:
+        nano.train(cancel_prefix=prefix)
+    assert str(error.value).count("\n") == prefix.count("\n") and "**" not in str(error.value)
+    assert [path.name for path in output.parent.rglob("*") if path.is_file()] == ["a_file"]
+
+
+def test_the_check_leaves_nothing_behind(nano, output):
+    nano.train(cancel_prefix="loras/checked")
+    assert not [path for path in output.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("broken, place", [("mine", "loras/style_lora_unfinished"), ("mine loras", "style_lora_unfinished")])
+def test_a_folder_that_vanished_does_not_cost_the_training(nano, progress, output, caplog, broken, place):
+    """Here a file is put where the folders were: even ComfyUI cannot make them again."""
+    def replace_folders(step, *_):
+        if step == 2:
+            for name in broken.split():
+                shutil.rmtree(output / name, ignore_errors=True)
+                (output / name).write_bytes(b"")
+            comfy.model_management.interrupt_current_processing(True)
+
+    progress(replace_folders)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        nano.train(steps=50, cancel_prefix=f"../../{tmp_path.name}/escaped")
-    assert "could not be saved" in caplog.text and not list(tmp_path.parent.rglob("escaped*"))
+        nano.train(steps=50, cancel_prefix="mine/unfinished")
+    path, = output.rglob("*_2_steps.safetensors")
+    assert path.relative_to(output).as_posix().startswith(place + "_0")
+    assert "could not be saved under 'mine/unfinished'" in caplog.text and f"is kept in {path}" in caplog.text
+    progress(lambda *_: None)
+    assert same(comfy.utils.load_torch_file(str(path), safe_load=True), nano.train(steps=2, cancel_prefix="free")[0])
+
+
+def test_what_fails_after_the_last_step_does_not_cost_the_training(nano, monkeypatch, loras):
+    probe, calls = maths.probe_loss, []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return probe(*args)
+
+    monkeypatch.setattr(maths, "probe_loss", broken)
+    with pytest.raises(MemoryError):
+        nano.train()
+    assert loras()[0].name.endswith("_3_steps.safetensors")
 
 
 # ---- what is refused
@@ -475,6 +547,9 @@ def with_channel(image, value):
     (lambda s: {"image": with_channel(s.image, 0.5)}, "transparent.*background"),
     (lambda s: {"image": s.image * float("nan")}, "training picture.*NaN"),
     (lambda s: {"image": s.image[:0]}, "batch is empty"),
+    (lambda s: {"image": with_channel(s.image[..., :1], 0.5)}, "transparent.*background"),
+    (lambda s: {"image": torch.cat([s.image, s.image], -1)}, r"dimensions \[1, 64, 64, 6\].*1 to 4 channels"),
+    (lambda s: {"image": s.image[0]}, r"dimensions \[64, 64, 3\]"),
     (lambda s: {"caption": s.caption * 2}, "holds 2 prompts"),
     (lambda s: {"caption": []}, "holds 0 prompts"),
     (lambda s: {"caption": [[s.caption[0][0], {"area": (8, 8, 0, 0)}]]}, "carries 'area'"),

@@ -1,4 +1,5 @@
 """One real ComfyUI for the whole run, with the pack and the test pack "kit"."""
+import contextlib
 import copy
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from portrait_atelier.headless.environment import OLDEST
 from portrait_atelier.headless.server import LocalServer, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,9 +21,9 @@ FLAGS = """--cpu --listen 127.0.0.1 --database-url sqlite:///:memory: --disable-
            --disable-all-custom-nodes --log-stdout --whitelist-custom-nodes portrait-atelier kit""".split()
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
+@contextlib.contextmanager
+def serving(comfyui, base: Path):
+    """This ComfyUI with the pack and the kit, on the empty folder `base`: a LocalServer that answers."""
     for name in ("custom_nodes", "models/checkpoints", "input", "output", "user"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "portrait-atelier").symlink_to(ROOT, target_is_directory=True)
@@ -29,10 +31,25 @@ def server(tmp_path_factory):
     port = free_port()
     command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--port", str(port),
                "--base-directory", str(base), *FLAGS]
-    with LocalServer(command, f"http://127.0.0.1:{port}", os.environ["COMFYUI_PATH"], base / "server.log",
+    with LocalServer(command, f"http://127.0.0.1:{port}", comfyui, base / "server.log",
                      {**os.environ, "OMP_NUM_THREADS": "1"}) as server:
         server.wait()
         server.base = base
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with serving(os.environ["COMFYUI_PATH"], tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def oldest_server(tmp_path_factory):
+    """The oldest ComfyUI that the pack runs on, which only the set-up in .atelier/ brings."""
+    if not OLDEST.exists() and not os.environ.get("CI"):
+        pytest.skip(f"{OLDEST} is absent: COMFYUI_PATH names a ComfyUI of yours")
+    with serving(OLDEST, tmp_path_factory.mktemp("oldest")) as server:
         yield server
 
 
@@ -58,6 +75,16 @@ def pictures(tmp_path_factory):
     return folder / "content.png", folder / "style.png"
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small SD1.5 checkpoint of random weights under a name with space and umlaut, with lcm-lora-sdv1-5.safetensors beside it."""
+    folder = tmp_path_factory.mktemp("my models")
+    # In a process of its own: this one's ComfyUI has its folders already, and would keep the memory.
+    subprocess.run([sys.executable, str(Path(__file__).with_name("checkpoints.py")), os.environ["COMFYUI_PATH"], str(folder)], check=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return folder / "Mein Modell ä.safetensors"
+
+
 @pytest.fixture
 def atelier(tmp_path):
     """atelier(*arguments) runs the command in an empty folder to its end; atelier.start(...) leaves it running.
@@ -81,9 +108,13 @@ def atelier(tmp_path):
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    run.start = start
+    run.start, run.left = start, lambda: marked(mark)
     yield run
-    assert [process.args for process in processes if process.poll() is None] == []
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.kill()  # what it has started goes with it
+        process.wait()
+    assert [process.args for process in running] == []
     assert [path for process in processes for path in (ROOT / ".atelier").glob(f"run-{process.pid}-*")] == []
     assert marked(mark) == []
 

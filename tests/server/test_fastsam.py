@@ -27,8 +27,8 @@ def workflow(server):
         "2": {"class_type": "AtelierFastSAMLoader", "inputs": {"file": "colours.onnx", "provider": "cpu"}},
         "3": {"class_type": "AtelierFastSAMSegment",
               "inputs": {"fastsam_model": ["2", 0], "image": ["1", 0], "size": 160, "conf": .4, "iou": .9, "max_det": 300, "mask_mode": "image"}},
-        "4": {"class_type": "PrimitiveString", "inputs": {"value": '[{"x": 120, "y": 70}]'}},
-        "5": choose("points", positive=["4", 0]),
+        "4": {"class_type": "AtelierPickPoints", "inputs": {"image": ["1", 0], "points": "120,70 -40,70"}},
+        "5": choose("points", positive=["4", 0], negative=["4", 1]),
         "6": choose("box", bboxes=["5", 1]),          # our boxes are boxes of ComfyUI's kind
         "7": {"class_type": "EmptyLatentImage", "inputs": {"width": 160, "height": 128, "batch_size": 1}},
         "8": {"class_type": "AtelierMaskToLatentGrid", "inputs": {"mask": ["6", 0], "latent": ["7", 0], "grow": 0, "feather": 0, "row": -1}},
@@ -43,6 +43,18 @@ def choose(mode, **sockets):
                        "invert": False, "point_rule": "paint", "text_crop": "cutout", **sockets}}
 
 
+def points(text):
+    return {"4": {"class_type": "AtelierPickPoints", "inputs": {"image": ["1", 0], "points": text}}}
+
+
+def test_points_are_checked_before_anything_runs(client, workflow):
+    status, answer = client.json("/prompt", {"prompt": {**workflow, **points("40,70 120")}})
+    assert status == 400
+    error, = answer["node_errors"]["4"]["errors"]
+    assert error["type"] == "custom_validation_failed" and "Point 2 is '120', which is no point" in error["details"]
+
+
+@pytest.mark.quick
 def test_a_point_becomes_a_box_becomes_a_mask_on_the_grid(client, workflow):
     first, = client.images(client.run(workflow))
     grid = np.asarray(Image.open(io.BytesIO(client.download(first))).convert("L"))
@@ -54,7 +66,9 @@ def test_a_point_becomes_a_box_becomes_a_mask_on_the_grid(client, workflow):
 
 @pytest.mark.parametrize("changes, words", [
     ({"5": choose("points")}, "mode points has no points. Connect 'positive'"),
-    ({"4": {"class_type": "PrimitiveString", "inputs": {"value": "here"}}}, "is not a list of points: 'here'"),
+    ({"4": {"class_type": "PrimitiveString", "inputs": {"value": "here"}}, "5": choose("points", positive=["4", 0])}, "is not a list of points: 'here'"),
+    (points("40,70 120"), "Point 2 is '120', which is no point. Write x,y in pixels"),
+    (points("160,70"), "'points' of Pick Points has a point at (160, 70), outside the picture of 160 x 128 pixels"),
     ({"5": choose("text")}, "mode text has no guidance. Connect CLIP Similarity Loader"),
 ])
 def test_errors_reach_the_user(client, workflow, changes, words):

@@ -52,14 +52,16 @@ def same(first, second):
     return ImageChops.difference(Image.open(first).convert("RGB"), Image.open(second).convert("RGB")).getbbox() is None
 
 
+@pytest.mark.quick
 def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path):
     """Both styles of this one, which no option names; the server has none of them."""
     result = atelier("stylize", "--server", server.client.url, "--workflow", "diffstyler_demo_regions", "--set", "Train style 1.steps=2",
                      "--set", "Train style 2.steps=2", "--set", "Source Trajectory.steps=2")
-    assert result.stdout == "content_style-neon_style-watercolor.png\n", result.stderr
-    assert Image.open(tmp_path / "content_style-neon_style-watercolor.png").size == (256, 256)
+    assert result.stdout == "content-painted_style-watercolor_style-neon.png\n", result.stderr
+    assert Image.open(tmp_path / "content-painted_style-watercolor_style-neon.png").size == (256, 256)
 
 
+@pytest.mark.quick
 def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
     fresh = ["--set", "Content features.seed=4711", "--seed", "4711"]  # nothing of it is in the server's cache
     result = stylize(*fresh)
@@ -101,6 +103,7 @@ def test_content_and_style_are_not_exchanged(stylize, client, pictures):
         assert status == 200 and data == path.read_bytes()
 
 
+@pytest.mark.quick
 def test_a_person_in_a_style(atelier, server, client, tmp_path):
     """The demo of FastFace, whose only picture is the face; another face with the same seed is another picture."""
     def draw(*face):
@@ -140,6 +143,85 @@ def test_graphs_for_weights_that_are_not_here_run_on_the_demo_model(atelier, ser
     assert Image.open(tmp_path / "x.png").size == (256, 256)
 
 
+def test_pictures_of_ones_own_with_the_demo_model_are_answered_before_and_after(atelier, server, pictures, tmp_path):
+    """Pictures without options; one is a copy of a shipped one under another name, which is none of one's own."""
+    quick = ["--server", server.client.url, "--steps", 1]
+    (tmp_path / "copy.png").write_bytes((DEMO_PICTURES / "style.png").read_bytes())
+    own = atelier("stylize", pictures[0], "copy.png", *quick)
+    assert own.returncode == 0 and own.stdout == "content_copy.png\n", own.stderr
+    lines = own.stderr.strip().splitlines()
+    assert lines[0] == lines[-1] and lines.count(lines[0]) == 2
+    assert lines[0].startswith("Note: the demo model knows") and "content.png" in lines[0] and "--checkpoint FILE" in lines[0]
+    shipped = atelier("stylize", DEMO_PICTURES / "content-2.png", "--style", "copy.png", *quick)
+    assert shipped.returncode == 0 and shipped.stdout == "content-2_copy.png\n" and "Note: " not in shipped.stderr, shipped.stderr
+
+
+def test_a_face_without_a_workflow_gets_fastface(atelier, server, tmp_path):
+    result = atelier("stylize", "--server", server.client.url, "--face", DEMO_PICTURES / "content-2.png", "--steps", 1)
+    assert result.stdout == "content-2_fastface_demo.png\n" and "Note: " not in result.stderr, result.stderr
+
+
+def test_a_grid_of_two_lists_extracts_the_features_once(stylize, client, tmp_path):
+    """What ran is counted from the websocket's events, which the progress lines are, and from what the server says it had already."""
+    client.call("/history", {"clear": True})
+    result = stylize("--set", "SEAC Patch.style_enhancement=0.81,1.21", "--seed", "5, 6,7", "--set", "Content features.seed=99", "--set", "Style features.seed=98")
+    assert result.returncode == 0, result.stderr
+    names = [f"content_style_style_enhancement-{value}_seed-{seed}.png" for value in (0.81, 1.21) for seed in (5, 6, 7)]
+    assert result.stdout.split() == [*names, "content_style.png"]
+    ran = [line.split("] ", 1)[1] for line in result.stderr.splitlines() if "] " in line and "  [" not in line]
+    count = {name: ran.count(name) for name in ("Content features", "Style features", "AtelierSEACPatch", "KSampler")}
+    assert count == {"Content features": 1, "Style features": 1, "AtelierSEACPatch": 2, "KSampler": 6}
+    history = sorted(client.json("/history")[1].values(), key=lambda run: run["prompt"][0])
+    cached = [set(next(data["nodes"] for kind, data in run["status"]["messages"] if kind == "execution_cached")) for run in history]
+    assert len(cached) == 6 and all({"7", "8", "9"} <= nodes for nodes in cached[1:]) and "7" not in cached[0]
+    seeds = [(run["prompt"][2]["10"]["inputs"]["style_enhancement"], run["prompt"][2]["11"]["inputs"]["seed"]) for run in history]
+    assert seeds == [(value, seed) for value in (0.81, 1.21) for seed in (5, 6, 7)]
+    sheet = Image.open(tmp_path / "content_style.png")
+    assert sheet.width > 3 * 128 and 2 * 128 < sheet.height < 3 * 128
+    # Each picture stands in its cell, as it is.
+    cell = (sheet.width - 8) // 3
+    for number, name in enumerate(names):
+        left, top = 8 + number % 3 * cell, 8 + number // 3 * (128 + 22 + 8) + 22
+        assert ImageChops.difference(sheet.crop((left, top, left + 128, top + 128)), Image.open(tmp_path / name).convert("RGB")).getbbox() is None
+    alone = stylize("--seed", 6, "--set", "Content features.seed=99", "--set", "Style features.seed=98", "--style-enhancement", 1.21, "--output", "alone.png")
+    assert alone.returncode == 0 and same(tmp_path / "alone.png", tmp_path / names[4])
+
+
+def test_ctrl_c_keeps_the_pictures_of_a_list_and_their_sheet(atelier, server, workflow, pictures, tmp_path):
+    wait = {"class_type": "KitWait", "inputs": {"image": ["12", 0], "seconds": 1.0}, "_meta": {"title": "Wait"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["90", 0], "filename_prefix": "x"}}
+    process = atelier.start("stylize", "--server", server.client.url, "--workflow", workflow(n90=wait, n13=save), *pictures, "--set", "Wait.seconds=0.1,600,500")
+    line = ""
+    while "/12000" not in line:
+        line = process.stderr.readline()
+        assert line
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED and out == "" and "Traceback" not in err
+    assert err.splitlines()[-2:] == ["Note: 1 of 3 pictures are finished and kept: content_style_seconds-0.1.png", "atelier.py: interrupted"]
+    assert Image.open(tmp_path / "content_style_seconds-0.1.png").size == (128, 128)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["content_style.png", "content_style_seconds-0.1.png"]
+
+
+def test_a_checkpoint_of_the_server_chooses_the_workflow(atelier, server, checkpoint, pictures, tmp_path):
+    """By the file where the server is on this machine, and under a name without words."""
+    link = server.base / "models" / "checkpoints" / "mine.safetensors"
+    link.symlink_to(checkpoint)
+    small = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
+    call = ["stylize", "--server", server.client.url, *pictures, "--steps", 1, *small]
+    try:
+        result = atelier(*call, "--checkpoint", "mine.safetensors")
+        assert result.returncode == 0 and Image.open(tmp_path / "content_style.png").size == (64, 64), result.stderr
+        loras = server.base / "models" / "loras"
+        assert (f"mine.safetensors is SD1.5 (its cross-attention reads 768 values): workflow zepo_sd15_lcm without its LoRA, 512 x 512 pixels, 10 steps, "
+                f"CFG 5, dpmpp_2m, karras; slower than with lcm-lora-sdv1-5.safetensors, which is not in {loras}: get it from https://") in result.stderr
+        told(atelier(*call, "--checkpoint", checkpoint), f"--checkpoint {checkpoint} is a file of this machine", "mine.safetensors")
+        listed = atelier("models", "--server", server.client.url)
+        assert "other    checkpoints/" not in listed.stdout and str(loras) in listed.stdout and "missing  loras/lcm-lora-sdv1-5" in listed.stdout
+    finally:
+        link.unlink()
+
+
 def test_output_may_replace_a_file_or_name_a_folder(stylize, tmp_path):
     (tmp_path / "old.png").write_bytes(b"old")
     assert stylize("--output", "old.png").stdout == "old.png\n"
@@ -169,6 +251,9 @@ def test_a_batch_is_saved_as_numbered_files(stylize, tmp_path):
     (["--set", "steps=3"], ["NODE.INPUT=VALUE"]),
     (["--set", "KSampler.steps"], ["NODE.INPUT=VALUE"]),
     (["--checkpoint", "some.safetensors"], ["--checkpoint fits nothing", "CheckpointLoaderSimple"]),
+    (["--seed", "1", "me.png"], ["content picture is given twice", "me.png and --content"]),
+    (["--seed", "1,2", "--steps", "1,2", "--cfg", "1,2"], ["3 lists of values are given (--seed; --steps; --cfg)", "two at most"]),
+    (["--denoise", "0,5"], ["--denoise: 5 is out of range", "decimals take a point"]),
     (["--sead", "1"], ["unrecognized arguments: --sead", "--help"]),
     (["--output", "a.jpg"], ["PNG"]),
     (["--output", "no/such/a.png"], ["no folder"]),

@@ -23,6 +23,7 @@ def told(result, *parts):
     assert last.startswith("atelier.py: ") and all(str(part) in last for part in parts), last
 
 
+@pytest.mark.quick
 def test_a_lora_is_trained_saved_and_its_path_printed(train, client, tmp_path):
     result = train("--steps", 2, "--rank", 3, "--learning-rate", 0.002, "--resolution", 128, "--seed", 5, "--augment", "flip", "--targets", "qkv",
                    "--caption", "portrait, neon", "--output", "mine")

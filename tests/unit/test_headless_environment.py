@@ -1,5 +1,6 @@
 """The set-up's parts: stages, the lock, unpacking, the link, failing steps. The whole set-up is run by every CI job."""
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,74 @@ def test_a_second_process_waits_for_the_lock(home):
         assert "waiting for it" in child.stdout.readline()
     assert child.stdout.read() == "mine\n"
     assert child.wait() == 0
+
+
+def test_a_step_holds_the_lock_until_it_has_ended(home):
+    """Its caller is killed, and it ends only when told."""
+    program = (
+        "import runpy, sys, pathlib; runpy.run_path(sys.argv[1])['load_pack']()\n"
+        "from portrait_atelier.headless import child, environment\n"
+        "from portrait_atelier.headless.progress import Display\n"
+        "environment.HOME, child.PATIENCE = pathlib.Path(sys.argv[2]), 600\n"
+        "stubborn = 'import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(\"runs\", flush=True); open(sys.argv[1]).read()'\n"
+        "with environment.locked(Display()): environment.command(Display(sys.stdout), 'Step', [sys.executable, '-c', stubborn, sys.argv[3]], '')"
+    )
+    os.mkfifo(home / "fifo")
+    caller = subprocess.Popen([sys.executable, "-c", program, Path(environment.__file__).with_name("pack.py"), home, home / "fifo"],
+                              stdout=subprocess.PIPE, text=True)
+    while "runs" not in caller.stdout.readline():
+        assert caller.poll() is None
+    caller.kill()
+    caller.wait()
+    with open(home / "lock") as file:
+        assert not environment.take(file)
+        open(home / "fifo", "w").close()  # the step's end
+        while not environment.take(file):
+            pass
+
+
+def test_folders_of_dead_runs_go_and_those_of_live_ones_stay(home):
+    """A dead run's process id may be a live program's, as is ours here; a live run's folder stays for its process."""
+    dead, older = home / f"run-{os.getpid()}-dead", home / "run-1-older"
+    (dead / "input").mkdir(parents=True)
+    (dead / "input" / "me.png").touch()
+    (dead / "lock").touch()
+    older.mkdir()  # of a version without locks
+    with environment.run_folder(display()) as first:
+        assert not dead.exists() and not older.exists() and first.parent == home
+        with environment.run_folder(display()) as second:
+            assert first.is_dir() and second.is_dir() and first != second
+        assert first.is_dir() and not second.exists()
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("extra, forced", [
+    ([], True), (["--lowvram"], False), (["--directml", "1"], False), (["--directml=1"], False), (["--gpu-only"], False),
+    (["--cuda-device", "0"], False), (["--cpu"], False), (["--cpu-vae"], True), (["--output-directory", "--cpuless"], True),
+])
+def test_cpu_is_for_those_without_a_gpu_who_name_no_other_device(home, monkeypatch, extra, forced):
+    monkeypatch.setattr(environment.Environment, "has_accelerator", lambda self: False)
+    words = environment.Environment("python", home, display(), own=True).comfyui_command(8188, extra)
+    assert words[-len(extra):] == extra or not extra
+    assert words[:len(words) - len(extra)].count("--cpu") == forced
+
+
+def test_the_users_models_are_lent_without_those_that_turn_in_circles(home, tmp_path):
+    models = tmp_path / "ComfyUI" / "models"
+    for name in ("checkpoints/sd15", "loras", "vae", "unet"):
+        (models / name).mkdir(parents=True)
+    (models / "checkpoints" / "loop").symlink_to(models)
+    (models / "self").symlink_to(models)
+    (models / "vae" / "home").symlink_to(tmp_path)
+    (models / "unet" / "again").symlink_to(models / "checkpoints" / "sd15")  # shared, no circle
+    (models / "clip").symlink_to(models / "loras")
+    (models / "knot").symlink_to(models / "knot")
+    (models / "readme.txt").touch()
+    shown = display()
+    lent = environment.Environment("python", tmp_path / "ComfyUI", shown, own=False).lent()
+    assert [path.name for path in lent] == ["clip", "loras", "unet"]
+    lines = shown.stream.getvalue().splitlines()
+    assert len(lines) == 3 and f"{models / 'checkpoints' / 'loop'} is a link to {models}" in lines[0] and "remove the link" in lines[0]
 
 
 @pytest.mark.parametrize("made, told", [(False, "no main.py"), (True, "COMFYUI_PYTHON=nowhere is no program")])

@@ -1,11 +1,18 @@
 """Values for a workflow's inputs, and the checks of a call before anything runs."""
 import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from portrait_atelier.headless import AtelierError
-from portrait_atelier.headless.stylize import output_path, picture
-from portrait_atelier.headless.workflow import checked, load, shipped
+from portrait_atelier.headless import workflow as workflow_module
+from portrait_atelier.headless.pictures import SHIPPED, named, picture, place
+from portrait_atelier.headless.stylize import output_path
+from portrait_atelier.headless.workflow import Editor, checked, load, shipped
 
 INT = ("INT", {"min": 1, "max": 64})
 FLOAT = ("FLOAT", {"min": 0.0, "max": 3.0})
@@ -105,3 +112,83 @@ def test_bad_output_names(tmp_path, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AtelierError, match=told):
         output_path(name, {}, "zepo_demo")
+
+
+@pytest.mark.parametrize("name, data, told", [
+    ("photo.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC photo, .* JPEG"), ("photo.jpg", b"\0\0\0\x1cftypmif1\0\0\0\0mif1heix", "HEIC"),
+    ("tiles.avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1....infe..grid", "in tiles"), ("a.png", b"", "is empty"),
+    ("model.safetensors", b"\0" * 20, "given with --checkpoint"),
+])
+def test_pictures_that_comfyui_does_not_read(tmp_path, name, data, told):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AtelierError, match=told):
+        picture(str(tmp_path / name), "content")
+
+
+def test_an_avif_picture_is_one(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.avif")
+    assert picture(str(tmp_path / "a.avif"), "style") == tmp_path / "a.avif"
+
+
+def test_what_is_near_to_a_wrong_name_is_named(tmp_path):
+    (tmp_path / "portrait.JPG").touch()
+    for name, told in (("portrait.png", "did you mean portrait.JPG?"), ("potrait.JPG", "did you mean portrait.JPG?"),
+                       ("watercolor", "shipped picture of that style is .*style-watercolor.png"), ("zzz", r"no such file in \S+$")):
+        with pytest.raises(AtelierError, match=told):
+            picture(str(tmp_path / name), "style")
+    with pytest.raises(AtelierError, match="is a folder"):
+        picture(str(tmp_path), "style")
+    with pytest.raises(AtelierError, match="download the picture"):
+        picture("https://example.org/me.png", "style")
+
+
+BOTH = ["Content", "Style"]
+
+
+@pytest.mark.parametrize("names, given, titles, placed", [
+    (["a"], {}, BOTH, {"Content": "a"}), (["a", "b"], {}, BOTH, {"Content": "a", "Style": "b"}), (["a"], {}, ["Face"], {"Face": "a"}),
+    (["a"], {"Style": "b"}, BOTH, {"Content": "a"}), (["a", "b"], {"Face": "c"}, [*BOTH, "Face"], {"Content": "a", "Style": "b"}), ([], {}, [], {}),
+])
+def test_pictures_without_options(names, given, titles, placed):
+    assert place(names, given, titles, "w") == placed
+
+
+@pytest.mark.parametrize("names, given, titles, told", [
+    (["a"], {"Content": "b"}, BOTH, "content picture is given twice: a and --content b"), (["a", "b"], {"Style": "c"}, BOTH, "style picture is given twice"),
+    (["a", "b", "c"], {}, BOTH, r"3 pictures are given \(a, b, c\), and workflow w takes content and style"), (["a"], {}, [], "takes none"),
+    (["a", "b"], {}, ["Face"], "takes face"),
+])
+def test_pictures_without_options_that_find_no_place(names, given, titles, told):
+    with pytest.raises(AtelierError, match=told):
+        place(names, given, titles, "w")
+
+
+def test_the_users_picture_takes_the_place_of_the_demo_picture(kit):
+    """Whichever node the workflow has there; the links to it hold, as its id and title do."""
+    for entry in ({"class_type": "LoadImage", "inputs": {"image": "content.png"}}, {"class_type": "AtelierDemoPicture", "inputs": {"image": "atelier/content.png"}}):
+        workflow = {"1": {**entry, "_meta": {"title": "Content"}}, "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}
+        editor = Editor(workflow, "w", kit)
+        editor.set_picture("Content", "portrait-atelier/x.png")
+        assert editor.workflow == {"1": {"class_type": "LoadImage", "inputs": {"image": "portrait-atelier/x.png"}, "_meta": {"title": "Content"}}, "2": workflow["2"]}
+        assert workflow["1"]["class_type"] == entry["class_type"]
+        assert named(workflow) == {"Content": (SHIPPED / "content.png", entry["class_type"] == "LoadImage")}
+    with pytest.raises(AtelierError, match='titled "Style"; its pictures: Content'):
+        editor.set_picture("Style", "x.png")
+
+
+@pytest.fixture
+def kit():
+    """A client of a server that has every node."""
+    return SimpleNamespace(url="here", node_info=lambda kind: {"input": {"required": {"images": ["IMAGE"]}}})
+
+
+def test_a_file_of_the_editor_names_its_twin(tmp_path):
+    (tmp_path / "w.json").write_text(json.dumps({"nodes": [], "extra": {"portrait_atelier": {"api": "zepo_demo"}}}))
+    with pytest.raises(AtelierError, match=r"--workflow zepo_demo; .*Export \(API\)"):
+        load(str(tmp_path / "w.json"))
+
+
+def test_the_command_starts_with_the_standard_library_alone():
+    command = Path(workflow_module.__file__).parents[1] / "atelier.py"
+    result = subprocess.run([sys.executable, "-S", str(command), "stylize", "gone.png"], capture_output=True, text=True)  # -S: no packages
+    assert result.returncode == 2 and "gone.png: there is no such file" in result.stderr, result.stderr

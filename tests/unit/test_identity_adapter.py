@@ -131,6 +131,15 @@ def test_refused(save, case):
     assert "face.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["image_proj.norm.bias", "ip_adapter.3.to_v_ip.weight", "ip_adapter.2.to_q_lora.up.weight"])
+def test_weights_that_are_not_finite(save, name, value):
+    tensors = flat(image_proj=network(), ip_adapter=layers())
+    tensors[name].view(-1)[-1] = value
+    with pytest.raises(ValueError, match=f"face.safetensors' holds NaN or infinite values in '{name}'.*Download the file again"):
+        load_adapter(save(tensors))
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -154,7 +163,8 @@ def test_python_objects_are_never_loaded(tmp_path, old_format):
 
 
 @pytest.mark.parametrize("name", ["face.safetensors", "face.bin"])
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\3\4" + bytes(40)])
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\3\4" + bytes(40), b"hello",
+                                     b"\x80\x02" + b"(" * 9 + b"e."])
 def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="could not be read as plain weights: it is damaged"):

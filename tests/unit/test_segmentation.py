@@ -474,6 +474,20 @@ def test_declared_inputs():
     for shape in ([1, 3, 640], [8, 3, 640, 640], [1, 1, 640, 640], [1, 3, 650, 640], [1, 3, 0, 640]):
         with pytest.raises(ValueError, match="'images' of shape.*no FastSAM.*batch 1"):
             REAL.contract.fixed_size(shape, "images")
+    assert REAL.contract.fixed_size([1, 3, 4096, 4096], "images") == (4096, 4096)
+    for shape in ([1, 3, 4128, 64], [1, 3, 64, 4128]):
+        with pytest.raises(ValueError, match="'images' of .* pixels, more than the 4096 x 4096"):
+            REAL.contract.fixed_size(shape, "images")
+
+
+def test_outputs_that_are_too_large():
+    for size, most in (((64, 64), 2**20), ((1024, 512), 16 * 1024 * 512)):
+        REAL.contract.check_outputs([("a", (1, most)), ("b", ("n", 2, None)), ("c", ())], size)
+        with pytest.raises(ValueError, match=f"no FastSAM: its output 'b' of shape .* holds {most + 1} values, .* at most {most} are read"):
+            REAL.contract.check_outputs([("a", (1, most)), ("b", (1, "n", most + 1))], size)
+    wide = np.broadcast_to(np.float32(0), (1, 8, 2**18))     # refused before it is written out
+    with pytest.raises(ValueError, match=f"'a' of shape .* holds {2**21} values"):
+        REAL.contract.split_outputs(["a", "b"], [wide, np.zeros((1, 3, 16, 24), np.float32)], (64, 96))
 
 
 def disc(h, w, y, x, radius):
@@ -602,6 +616,8 @@ def test_grow_and_feather():
     (torch.zeros(1, 64, 80), "^The mask of X is 80 x 64, another shape than the latent's 8 x 8"),
     (torch.full((1, 64, 64), float("nan")), "^The mask of X holds NaN"),
     (torch.full((1, 64, 64), float("inf")), "^The mask of X holds NaN or infinite"),
+    (torch.zeros(1, 64, 64, 3), r"^The mask of X has dimensions \[1, 64, 64, 3\], but a mask is \[masks, height, width\].*Convert Image to Mask"),
+    (torch.zeros(64), r"^The mask of X has dimensions \[64\]"),
 ])
 def test_masks_that_cannot_be_used(mask, message):
     with pytest.raises(ValueError, match=message):
@@ -612,3 +628,42 @@ def test_any_other_mask_can():
     assert torch.equal(REAL.masks.checked(torch.tensor([[-1., .5], [2, 1]]), (8, 8), "x"), torch.tensor([[[0., .5], [1, 1]]]))
     assert REAL.masks.checked(torch.ones(3, 100, 199), (8, 16), "x").shape == (3, 100, 199)     # within 1 %
     assert REAL.masks.checked(torch.ones(2, 8, 8, dtype=torch.bool), (8, 8), "x").dtype == torch.float32
+    assert REAL.masks.checked(torch.ones(2, 1, 4, 9), None, "x").shape == (2, 4, 9)      # one channel; only sampling knows the size
+
+
+@pytest.mark.parametrize("width, height, size", [
+    (512, 512, (64, 64)), (519, 512, (64, 64)), (512, 519, (64, 64)), (2018, 2000, (250, 250)), (2000, 2018, (250, 250)), (300, 200, (12, 18)), (303, 207, (12, 18)),
+])
+def test_masks_of_the_picture_that_was_encoded(width, height, size):
+    """1 %, or what encoding cut off: up to one cell a side."""
+    REAL.masks.check_aspect((height, width), size, "x")
+
+
+@pytest.mark.parametrize("width, height, size", [
+    (521, 512, (64, 64)), (512, 521, (64, 64)), (2022, 2000, (250, 250)), (2000, 2022, (250, 250)), (400, 100, (64, 64)), (512, 768, (96, 48)),
+])
+def test_masks_of_another_shape(width, height, size):
+    with pytest.raises(ValueError, match=f"x is {width} x {height}, another shape than the latent's {size[1]} x {size[0]}"):
+        REAL.masks.check_aspect((height, width), size, "x")
+
+
+@pytest.mark.parametrize("text, points", [
+    ("", []),
+    (" \n ", []),
+    ("120,80", [(False, 120, 80)]),
+    ("+120,80 -40,30", [(False, 120, 80), (True, 40, 30)]),
+    ("+ 120 , 80;-40.9,30.2\n7,8;", [(False, 120, 80), (True, 40, 30), (False, 7, 8)]),
+    ("0,0 0,0", [(False, 0, 0), (False, 0, 0)]),
+])
+def test_signed_points(text, points):
+    assert REAL.prompts.parse_signed(text) == points
+
+
+@pytest.mark.parametrize("text, number, word", [
+    ("here", 1, "here"), ("1,2 3", 2, "3"), ("1,2,3", 1, "1,2,3"), ("1,2 --3,4", 2, "--3,4"), ("1,2+3,4", 1, "1,2+3,4"), ("nan,1", 1, "nan,1"),
+    ("1e3,1", 1, "1e3,1"), (",", 1, ","), ('[{"x": 1, "y": 2}]', 1, '[{"x":'), ("1" * 5000 + ",1", 1, "1" * 80), ("٣,٤", 1, "٣,٤"),
+])
+def test_bad_signed_points_are_named(text, number, word):
+    with pytest.raises(ValueError) as error:
+        REAL.prompts.parse_signed(text)
+    assert str(error.value).startswith(f"Point {number} is {word!r}, which is no point. Write x,y") and REAL.prompts.SIGNED in str(error.value)

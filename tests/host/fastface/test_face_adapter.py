@@ -348,12 +348,61 @@ def test_a_lora_of_another_model(faces):
         faces.apply(adapter=replace(faces.adapter, lora=lora), lora_strength=1.0)
 
 
+@pytest.mark.parametrize("part, value, message", [
+    ("3.to_q_lora.up.weight", torch.zeros(48, 2), "attn2.to_q takes 32 channels to 32, the LoRA 32 to 48"),
+    ("2.to_v_lora.down.weight", torch.zeros(2, 16), "attn1.to_v takes 32 channels to 32, the LoRA 16 to 32"),
+    ("2.to_v_lora.down.weight", torch.zeros(3, 32), "attn1.to_v takes 32 channels to 32, the LoRA 32 to 32, by halves of rank 3 and 2"),
+    ("2.to_v_lora.down.weight", torch.zeros(2), r"attn1.to_v it has shapes \[32, 2\] and \[2\], not two matrices"),
+    ("2.to_v_lora.down.weight", None, "attn1.to_v_lora.down.weight is missing"),
+])
+def test_a_lora_of_other_shapes(faces, part, value, message):
+    """ComfyUI would leave the module out and go on."""
+    lora = {**faces.adapter.lora, part: value}
+    if value is None:
+        del lora[part]
+    with pytest.raises(ValueError, match=f"Face Adapter Apply: the LoRA in 'toy' does not fit this model .*{message}"):
+        faces.apply(adapter=replace(faces.adapter, lora=lora), lora_strength=1.0)
+
+
+def test_values_of_another_shape(faces):
+    keys_values = {**faces.adapter.keys_values, 3: (faces.adapter.keys_values[3][0], torch.zeros(48, 64))}
+    with pytest.raises(ValueError, match=r"'toy' is damaged: 3.to_v_ip.weight has shape \[48, 64\] instead of \[32, 64\]"):
+        faces.apply(adapter=replace(faces.adapter, keys_values=keys_values))
+
+
+def test_identities_that_are_not_finite(nano, make_faces):
+    faces = make_faces(nano, plus=True)
+    good = faces.identity()
+    for part, name in (("embedding", "embedding"), ("clip", "CLIP features"), ("grey", "CLIP features of grey")):
+        broken = replace(good, **{part: getattr(good, part) * float("nan")})
+        with pytest.raises(ValueError, match=f"Face Adapter Apply: the {name} of 'identity' hold NaN"):
+            faces.apply(broken)
+    huge = {number: (key * 1e38, value) for number, (key, value) in faces.adapter.keys_values.items()}
+    with pytest.raises(ValueError, match="'toy' turns this identity into NaN or infinite values"):
+        faces.apply(adapter=replace(faces.adapter, keys_values=huge))
+
+
 @pytest.mark.parametrize("widget, value", [("weight", float("nan")), ("weight", -1.0), ("lora_strength", float("inf")), ("start", 2.0)])
 def test_numbers_out_of_range(faces, widget, value):
     with pytest.raises(ValueError, match=f"'{widget}' of Face Adapter Apply"):
         faces.apply(**{widget: value})
 
 
-def test_a_mask_of_nan(faces):
-    with pytest.raises(ValueError, match="mask of Face Adapter Apply holds NaN"):
-        faces.apply(mask=torch.full((1, 8, 8), float("nan")))
+@pytest.mark.parametrize("mask, message", [
+    (torch.full((1, 8, 8), float("nan")), "holds NaN"), (torch.ones(0, 64, 64), "holds no mask: nothing was found"),
+    (torch.ones(1, 64, 64, 3), r"has dimensions \[1, 64, 64, 3\]"),
+])
+def test_masks(faces, mask, message):
+    for options in ({}, {"weight": 0.0}):
+        with pytest.raises(ValueError, match="The mask of Face Adapter Apply " + message):
+            faces.apply(mask=mask, **options)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_masks_of_another_shape(faces, tensor, value):
+    """Also where the person only comes in later."""
+    model = faces.apply(mask=torch.full((1, 64, 256), value), start=0.9)
+    with pytest.raises(ValueError, match="The mask of Face Adapter Apply is 256 x 64, another shape than the latent's 8 x 8"):
+        faces.studio.sample(model, tensor(1, 4, 8, 8, seed=5), steps=1)
+    channel = faces.apply(mask=torch.full((1, 1, 64, 64), value))
+    assert torch.isfinite(faces.studio.sample(channel, tensor(1, 4, 8, 8, seed=5), steps=1)).all()

@@ -7,6 +7,7 @@ from portrait_atelier.nodes.decoupled_cfg import DecoupledCFG
 from portrait_atelier.nodes.scale_power_attention import ScalePowerAttention
 from portrait_atelier.nodes.scheduled_softmax_attention import ScheduledSoftmaxAttention
 
+pytestmark = pytest.mark.quick
 TOLERANCE = 1e-5
 
 

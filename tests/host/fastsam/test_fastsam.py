@@ -9,8 +9,10 @@ import types
 import comfy.model_management
 import folder_paths
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from portrait_atelier.host import fastsam
 from portrait_atelier.nodes import fastsam_loader
@@ -205,6 +207,54 @@ def test_other_networks_are_refused(network):
     refused("NaN or infinite", lambda: FastSAMSegment.execute(network([candidate((0, 0, np.nan, 9), RED)]), image, size=64))
 
 
+@pytest.fixture
+def bomb(folder, request):
+    """bomb(where, count, declared): a network of less than a kilobyte, of which one tensor is [1, 37, count]."""
+    path = os.path.join(folder, f"bomb{os.getpid()}.onnx")
+
+    def build(where, count, declared=("batch", "rows", "places"), size=("height", "width")):
+        def constant(name, value):
+            return numpy_helper.from_array(np.array(value, np.int64), name)
+
+        # The width comes from the picture, so that no reader of the file can know it.
+        nodes = [helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0), helper.make_node("Cast", ["mean"], ["whole"], to=TensorProto.INT64),
+                 helper.make_node("Add", ["whole", "count"], ["width"]), helper.make_node("Concat", ["rows", "width"], ["wide"], axis=0),
+                 helper.make_node("Expand", ["mean", "wide"], ["huge"]),
+                 helper.make_node("AveragePool", ["images"], ["small"], kernel_shape=[4, 4], strides=[4, 4])]
+        if where == "folded":  # a constant, which a runtime may write out when it opens the file
+            nodes[4] = helper.make_node("Expand", ["count", "wide"], ["huge_count"])
+            nodes[3] = helper.make_node("Concat", ["rows", "count"], ["wide"], axis=0)
+            nodes.insert(5, helper.make_node("Cast", ["huge_count"], ["huge"], to=TensorProto.FLOAT))
+        nodes += [helper.make_node("Identity", ["huge"], ["table"])] if where == "output" else [
+            helper.make_node("ReduceMax", ["huge"], ["most"], keepdims=0), helper.make_node("Expand", ["most", "narrow"], ["table"])]
+        floats = TensorProto.FLOAT
+        graph = helper.make_graph(
+            nodes, "bomb", [helper.make_tensor_value_info("images", floats, [1, 3, *size])],
+            [helper.make_tensor_value_info("table", floats, declared), helper.make_tensor_value_info("small", floats, [1, 3, "rows4", "columns4"])],
+            [constant("rows", [1, 37]), constant("count", [count]), constant("narrow", [1, 8, 5])][:2 if where == "output" else 3])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+        model.ir_version = 8
+        onnx.save(model, path)
+        assert os.path.getsize(path) < 1024
+        return FastSAMLoader.execute(os.path.basename(path), "cpu")[0]
+
+    yield build
+    os.remove(path)
+
+
+def test_small_files_that_ask_for_much(bomb):
+    """Ten gigabytes in an output or on the way there; nothing of it is ever taken."""
+    resource = pytest.importorskip("resource")
+    before, image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, torch.zeros(1, 64, 64, 3)
+    refused(f"bomb{os.getpid()}.onnx': The ONNX model is no FastSAM: its output 'table' of shape", lambda: bomb("output", 2**26, (1, 37, 2**26)))
+    refused(f"bomb{os.getpid()}.onnx': The ONNX model takes 'images' of 65536 x 65536 pixels", lambda: bomb("output", 8, size=(65536, 65536)))
+    for where in ("output", "middle"):
+        refused(rf"'bomb{os.getpid()}.onnx' failed on an input of 64 x 64: ", lambda: FastSAMSegment.execute(bomb(where, 2**26), image, size=64))
+    bomb("folded", 2**21)
+    refused("no FastSAM: its output 'table' of shape .1, 37, 65536. holds", lambda: FastSAMSegment.execute(bomb("output", 2**16), image, size=64))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19, "half a gigabyte, in units of a kilobyte"
+
+
 def test_a_size_that_the_network_cannot_take(network):
     """A model whose height alone is fixed: the runtime's own words, and what to do."""
     model = network([candidate((0, 0, 9, 9), RED)], size=(128, "width"))
@@ -244,11 +294,11 @@ class Runtime:
     def get_available_providers(self):
         return self.listed
 
-    def InferenceSession(self, path, providers):
+    def InferenceSession(self, path, options, providers):
         self.asked.append(providers)
         if providers[0] == fastsam.CUDA and self.opens == "raises":
             raise RuntimeError("libcublas is missing\nmore")
-        session = self.real.InferenceSession(path, providers=[fastsam.CPU])
+        session = self.real.InferenceSession(path, options, providers=[fastsam.CPU])
         if providers[0] == fastsam.CUDA and self.opens == "opens":
             session.get_providers = lambda: [fastsam.CUDA, fastsam.CPU]
         return session

@@ -288,6 +288,15 @@ def fails_with(*words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_networks_of_other_sizes(put_pack, networks, tmp_path, save_detector):
+    """A fixed detector far larger than any picture would have every photo blown up to that size."""
+    save_detector(tmp_path / "large.onnx", (32768, 32768))
+    folder = put_pack(files={**networks, "det.onnx": (tmp_path / "large.onnx").read_bytes()})
+    with pytest.raises(ValueError, match=r"Face Analysis Loader: 'det.onnx' in .* takes 'picture' of shape \[1, 3, 32768, 32768\], more than any"):
+        load()
+    assert folder.is_dir()
+
+
 def test_missing_onnxruntime(put_pack, monkeypatch):
     put_pack()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
