@@ -37,6 +37,7 @@ def test_large_weights_are_bytes(tmp_path):
     error = (world.unet["large"] - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1).clamp(min=1e-9)
     assert error.max() < .012 and set(world.unet) == {"large", "small", "bias"} and world.scale == 1.15
     assert all(torch.equal(world.unet[name], unet[name].half().float()) for name in ("small", "bias"))
+    assert all(torch.equal(value, parts[2][name].half().float()) for name, value in world.judges.named_parameters())
     codec, judges = (sum(value.numel() for value in part.values()) for part in parts[1:])
     assert path.stat().st_size < 1.1 * codec + 2 * judges + 100_000
 
