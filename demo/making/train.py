@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import save
-from . import codec, decoder, denoiser, judges, pictures, report, student
+from . import codec, decoder, denoiser, judges, pictures, student
 from .stage import run_stages
 
 log = logging.getLogger("portrait_atelier")
@@ -57,6 +57,7 @@ def main() -> None:
     packed = args.output or args.folder / "microworld.safetensors"
     pack(args.folder, packed,
          {"recipe": "demo/making", "share": str(args.share), "identities": str(args.identities), "device": args.device})
+    from . import report      # which samples, and so wants all of ComfyUI's packages; a bare machine can train without
     report.write(packed, args.folder, args.pairs)
 
 
