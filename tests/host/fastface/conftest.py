@@ -188,5 +188,9 @@ def identity_transform(monkeypatch):
     """Scale-Power Attention whose f in equation (7) is the identity. Attention without f is computed from the map as well: a fused
     kernel rounds otherwise on some processors, and then equal bits would say nothing."""
     monkeypatch.setattr(maps.ScalePower, "__call__", lambda self, a, v, first_tokens: maps.weigh_values(a, v))
-    monkeypatch.setattr(decoupled, "optimized_attention", lambda q, k, v, heads, **options: maps.join_heads(
-        maps.weigh_values(maps.attention_maps(q, k, heads), v)))
+
+    def attention(q, k, v, heads, **options):
+        k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v))  # ComfyUI joins the tokens of a larger batch
+        return maps.join_heads(maps.weigh_values(maps.attention_maps(q, k, heads), v))
+
+    monkeypatch.setattr(decoupled, "optimized_attention", attention)
