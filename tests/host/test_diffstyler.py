@@ -413,7 +413,7 @@ def test_few_steps_equation(desk, few, apart):
 
 @pytest.mark.parametrize("scheduler, lcm, steps, expected", [
     ("ddim_uniform", False, 50, (30, 25)), ("simple", False, 50, (30, 25)), ("sgm_uniform", False, 50, (30, 25)), ("normal", False, 50, (30, 25)),
-    ("simple", False, 4, (3, 2)), ("simple", True, 4, (3, 2)), ("sgm_uniform", True, 4, (3, 3)), ("ddim_uniform", False, 25, (15, 12)), ("ddim_uniform", False, 100, (60, 50)),
+    ("simple", False, 4, (3, 2)), ("simple", True, 4, (3, 2)), ("sgm_uniform", True, 4, None), ("ddim_uniform", False, 25, (15, 12)), ("ddim_uniform", False, 100, (60, 50)),
 ])
 def test_step_counts(desk, scheduler, lcm, steps, expected):
     model = desk.model
@@ -422,7 +422,10 @@ def test_step_counts(desk, scheduler, lcm, steps, expected):
         model = comfy_extras.nodes_model_advanced.ModelSamplingDiscrete().patch(model, "lcm", False)[0]
     sampling = model.get_model_object("model_sampling")
     timesteps = host.timesteps_of(sampling, comfy.samplers.calculate_sigmas(sampling, scheduler, steps))
-    assert (sum(t >= 401 for t in timesteps), sum(t >= 501 for t in timesteps)) == expected
+    if expected is None:  # the third step is 509, halfway between two of LCM's: ComfyUI's rounding depends on the processor
+        assert timesteps in ((999, 759, 519, 259), (999, 759, 499, 259))
+    else:
+        assert (sum(t >= 401 for t in timesteps), sum(t >= 501 for t in timesteps)) == expected
 
 
 def test_a_whole_run_with_inversion_takes_at_most_200_rows(desk):

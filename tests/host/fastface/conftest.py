@@ -5,6 +5,8 @@ import types
 import pytest
 import torch
 
+from portrait_atelier.attention import maps
+from portrait_atelier.host import decoupled
 from portrait_atelier.identity.adapter import FaceAdapter
 from portrait_atelier.identity.faces import FaceIdentity
 from portrait_atelier.nodes.face_adapter_apply import FaceAdapterApply
@@ -179,3 +181,16 @@ def literal_error(faces, trace, branches, transform=None):
 def law():
     """The literal equation and the numbers of the layers, for tests."""
     return types.SimpleNamespace(error=literal_error, numbers=NUMBERS, tokens=TOKENS, always=lambda sigma: True)
+
+
+@pytest.fixture
+def identity_transform(monkeypatch):
+    """Scale-Power Attention whose f in equation (7) is the identity. Attention without f is computed from the map as well: a fused
+    kernel rounds otherwise on some processors, and then equal bits would say nothing."""
+    monkeypatch.setattr(maps.ScalePower, "__call__", lambda self, a, v, first_tokens: maps.weigh_values(a, v))
+
+    def attention(q, k, v, heads, **options):
+        k, v = (x.reshape(len(q), -1, x.shape[-1]) for x in (k, v))  # ComfyUI joins the tokens of a larger batch
+        return maps.join_heads(maps.weigh_values(maps.attention_maps(q, k, heads), v))
+
+    monkeypatch.setattr(decoupled, "optimized_attention", attention)

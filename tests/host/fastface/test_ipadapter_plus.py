@@ -144,12 +144,6 @@ def am2(model, **options):
     return ScheduledSoftmaxAttention.execute(model, **options)[0]
 
 
-@pytest.fixture
-def identity_transform(monkeypatch):
-    from portrait_atelier.attention import maps
-    monkeypatch.setattr(maps.ScalePower, "__call__", lambda self, a, v, first_tokens: maps.weigh_values(a, v))
-
-
 # Recomputing their branch.
 
 OPTIONS = {
@@ -161,7 +155,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("size", [(8, 8), (13, 19)])
 @pytest.mark.parametrize("case", OPTIONS)
-def test_identity_is_the_original(faces, pack, tensor, identity_transform, case, size):
+def test_identity_is_the_original(faces, pack, tensor, identity_transform, monkeypatch, case, size):
+    monkeypatch.setitem(globals(), "optimized_attention", decoupled.optimized_attention)
     model, latent = pack.apply(**OPTIONS[case]), tensor(2, 4, *size, seed=3)
     run = lambda m: faces.studio.sample(m, latent, steps=1, denoise=1.0)
     assert torch.equal(run(am1(model)), run(model))
