@@ -32,13 +32,12 @@ class Microworld:
 
 def to_bytes(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [N, ...] -> int8 of the same shape and the step [N] by which each row is to be multiplied."""
-    step = (weights.flatten(1).abs().amax(1) / 127).clamp(min=1e-7)      # the least that half precision can hold
-    step = step.half().float()
-    return (weights / step.view(-1, *[1] * (weights.ndim - 1))).round().clamp(-127, 127).to(torch.int8), step.half()
+    step = (weights.flatten(1).abs().amax(1) / 127).clamp(min=1e-20)      # of a row of zeros
+    return (weights / step.view(-1, *[1] * (weights.ndim - 1))).round().to(torch.int8), step
 
 
 def from_bytes(values: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    return values.float() * step.float().view(-1, *[1] * (values.ndim - 1))
+    return values.float() * step.view(-1, *[1] * (values.ndim - 1))
 
 
 def save(path: Path, unet: dict, text: dict, codec: dict, judges: dict, spread: torch.Tensor, metadata: dict[str, str]) -> None:

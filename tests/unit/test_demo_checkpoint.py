@@ -28,13 +28,13 @@ def test_round_trip_in_half_precision(tmp_path):
 def test_large_weights_are_bytes(tmp_path):
     """Each row has its own step, so that a faint output channel keeps its precision; small ones stay halves."""
     path, generator = tmp_path / "world.safetensors", torch.Generator().manual_seed(0)
-    weights = torch.randn(64, 16, 3, 3, generator=generator) * torch.logspace(-4, 0, 64).view(-1, 1, 1, 1)
+    weights = torch.randn(64, 16, 3, 3, generator=generator) * torch.logspace(-8, 0, 64).view(-1, 1, 1, 1)
     weights[5] = 0
     parts = [module.state_dict() for module in (TextEncoder(), Codec(), Judges())]
     unet = {"large": weights, "small": weights[0], "bias": weights[:, 0, 0, 0]}
     checkpoint.save(path, unet, *parts, torch.ones(3), {"scale": "1.15"})
     world = checkpoint.load(path)
-    error = (world.unet["large"] - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1).clamp(min=1e-9)
+    error = (world.unet["large"] - weights).flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1).clamp(min=1e-12)
     assert error.max() < .012 and set(world.unet) == {"large", "small", "bias"} and world.scale == 1.15
     assert all(torch.equal(world.unet[name], unet[name].half().float()) for name in ("small", "bias"))
     assert all(torch.equal(value, parts[2][name].half().float()) for name, value in world.judges.named_parameters())
