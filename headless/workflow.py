@@ -107,6 +107,9 @@ class Editor:
                 self.workflow[node]["inputs"][name] = value
             else:
                 self._set(node, name, value, flag)
+        if option == "negative":  # words in place of the zeros that SDXL takes for no prompt
+            for node in titled(self.workflow, ("ComfySwitchNode",), "Which null prompt"):
+                self.workflow[node]["inputs"]["switch"] = False
 
     def set_node(self, wanted: str, name: str, value, flag: str) -> None:
         """Set an input of every node with the title or class `wanted`; `flag` is the option that says so."""
