@@ -33,7 +33,10 @@ def shipped() -> "list[str]":
 
 
 def load(name: str) -> dict:
-    """The workflow called `name`: a shipped name, or the path of a file in API format."""
+    """The workflow called `name`: a shipped name, that of its card in the template browser, or the path of a file in API format."""
+    card = SHIPPED.parent / f"{name}.json"
+    if card.parent == SHIPPED.parent and card.is_file():  # the name that the template browser shows
+        name = json.loads(card.read_text(encoding="utf-8"))["extra"]["portrait_atelier"]["api"]
     path = SHIPPED / f"{name}.json"
     if name not in shipped():
         path = Path(name)

@@ -49,6 +49,13 @@ def test_the_shipped_workflows_load():
         assert load(name)
 
 
+def test_a_workflow_goes_by_the_name_on_its_card_too():
+    assert load("Demo 1 - Stylize a portrait") == load("zepo_demo")
+    assert load("Portrait of a person - SDXL") == load("fastface_both_sdxl_hyper")
+    with pytest.raises(AtelierError, match="no workflow"):
+        load("../headless/models")
+
+
 @pytest.mark.parametrize("text, told", [
     ("{", "cannot read"), ("[]", "API format"), ("{}", "API format"), ('{"1": {"class_type": "X"}}', "API format"),
     ('{"nodes": [], "links": []}', r"Export \(API\)"),
