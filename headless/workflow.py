@@ -33,7 +33,10 @@ def shipped() -> "list[str]":
 
 
 def load(name: str) -> dict:
-    """The workflow called `name`: a shipped name, or the path of a file in API format."""
+    """The workflow called `name`: a shipped name, that of its card in the template browser, or the path of a file in API format."""
+    card = SHIPPED.parent / f"{name}.json"
+    if card.parent == SHIPPED.parent and card.is_file():  # the name that the template browser shows
+        name = json.loads(card.read_text(encoding="utf-8"))["extra"]["portrait_atelier"]["api"]
     path = SHIPPED / f"{name}.json"
     if name not in shipped():
         path = Path(name)
@@ -107,6 +110,9 @@ class Editor:
                 self.workflow[node]["inputs"][name] = value
             else:
                 self._set(node, name, value, flag)
+        if option == "negative":  # words in place of the zeros that SDXL takes for no prompt
+            for node in titled(self.workflow, ("ComfySwitchNode",), "Which null prompt"):
+                self.workflow[node]["inputs"]["switch"] = False
 
     def set_node(self, wanted: str, name: str, value, flag: str) -> None:
         """Set an input of every node with the title or class `wanted`; `flag` is the option that says so."""

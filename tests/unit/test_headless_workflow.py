@@ -49,6 +49,13 @@ def test_the_shipped_workflows_load():
         assert load(name)
 
 
+def test_a_workflow_goes_by_the_name_on_its_card_too():
+    assert load("Demo 1 - Stylize a portrait") == load("zepo_demo")
+    assert load("Portrait of a person - SDXL") == load("fastface_both_sdxl_hyper")
+    with pytest.raises(AtelierError, match="no workflow"):
+        load("../headless/models")
+
+
 @pytest.mark.parametrize("text, told", [
     ("{", "cannot read"), ("[]", "API format"), ("{}", "API format"), ('{"1": {"class_type": "X"}}', "API format"),
     ('{"nodes": [], "links": []}', r"Export \(API\)"),
@@ -192,3 +199,15 @@ def test_the_command_starts_with_the_standard_library_alone():
     command = Path(workflow_module.__file__).parents[1] / "atelier.py"
     result = subprocess.run([sys.executable, "-S", str(command), "stylize", "gone.png"], capture_output=True, text=True)  # -S: no packages
     assert result.returncode == 2 and "gone.png: there is no such file" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("name", ["fastface_both_sdxl_hyper", "fastface_stylistic_sdxl_hyper"])
+def test_words_for_the_negative_prompt_take_the_place_of_zeros(name):
+    info = {"input": {"required": {"text": ("STRING", {})}}}
+    editor = Editor(load(name), name, SimpleNamespace(url="", node_info=lambda kind: info))
+    switch, = (entry["inputs"] for entry in editor.workflow.values() if entry["class_type"] == "ComfySwitchNode"
+               and entry["_meta"]["title"] == "Which null prompt")
+    assert switch["switch"] is True
+    editor.set_option("negative", "blurred")
+    assert switch["switch"] is False
+    assert editor.workflow[switch["on_false"][0]]["inputs"]["text"] == "blurred"

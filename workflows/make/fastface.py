@@ -32,6 +32,16 @@ def portrait_of_a_person(info: dict) -> tuple:
     )
     guidance = s.node("AtelierDecoupledCFG", [940, 160], [270, 180], model=(switch, 0))
     empty = s.node("EmptyLatentImage", [940, 420], [270, 110], "Empty latent", width=512, height=512)
+    zeros = s.node("ConditioningZeroOut", [320, 330], [260, 50], "No prompt as zeros", conditioning=(negative, 0))
+    null = s.node(
+        "ComfySwitchNode",
+        [320, 450],
+        [260, 80],
+        "Which null prompt",
+        switch=False,
+        on_false=(negative, 0),
+        on_true=(zeros, 0),
+    )
     sampler = s.node(
         "KSampler",
         [1240, 0],
@@ -39,7 +49,7 @@ def portrait_of_a_person(info: dict) -> tuple:
         "KSampler",
         model=(guidance, 0),
         positive=(prompt, 0),
-        negative=(negative, 0),
+        negative=(null, 0),
         latent_image=(empty, 0),
         seed=0,
         steps=4,
@@ -60,10 +70,11 @@ def portrait_of_a_person(info: dict) -> tuple:
     s.input("seed", (sampler, "seed"))
     s.input("steps", (sampler, "steps"))
     s.input("sampler", (sampler, "sampler_name"))
+    s.input("zeros", (null, "switch"), label="zeros for no prompt")
     s.output("image", (decode, 0))
     s.output("found face", (encode, 1))
     s.group("The person", [-20, -80, 630, 320])
-    s.group("Prompt", [-20, 260, 330, 360])
+    s.group("Prompt", [-20, 260, 630, 360])
     s.group("Attention: one of two", [610, -80, 310, 660])
     s.group("Sampling under decoupled guidance", [930, -80, 590, 660])
     return s, s.definition(
@@ -269,7 +280,7 @@ def sdxl(info: dict) -> tuple:
     models, definition = sdxl_faces(info)
     lora = f"**models/loras**: [Hyper-SDXL-4steps-lora.safetensors]({HUB}/ByteDance/Hyper-SD)."
     text = note("SDXL", CHECKPOINT_SDXL, lora, FACES.replace("FILE", "ip-adapter-faceid-plusv2_sdxl.bin"))
-    graph = surface(info, text, models, "fastface_both_sdxl_hyper", prompt=PROMPT, size=1024, sampler="euler")
+    graph = surface(info, text, models, "fastface_both_sdxl_hyper", prompt=PROMPT, size=1024, sampler="euler", zeros=True)
     return "Portrait of a person - SDXL", "fastface_both_sdxl_hyper", graph, [portrait_of_a_person(info)[1], definition]
 
 
