@@ -116,8 +116,10 @@ def test_keyboard(page, scene):
     for key in ("ArrowLeft", "ArrowUp", "Shift+ArrowRight", "-"):
         page.keyboard.press(key)
     says(page, "-89,63")
-    page.keyboard.press("Control+z")      # the editor's own undo takes one key back
+    undone = page.locator(f"{VIEW} button").element_handle()
+    page.keyboard.press("Control+z")      # the editor's own undo takes one key back, and makes the node anew
     says(page, "+89,63")
+    undone.wait_for_element_state("hidden")
     page.locator(f"{VIEW} button").focus()
     page.keyboard.press("Delete")
     says(page, "")

@@ -102,6 +102,8 @@ def test_workflow_in_the_editor(page, open_workflow, name):
     assert page.evaluate("app.canvas.ds.scale") >= 0.8 and len(boxes) <= 8
     assert_in_view(boxes)
     assert_models_offered(page, name)
+    if name not in DEMOS:
+        page.get_by_test_id("error-overlay").wait_for()
     assert errors(page) == ([] if name in DEMOS else ["error-group-missing-model"])
     assert page.errors == []
 
@@ -170,6 +172,7 @@ def drawn(page, open_workflow):
         address = page.wait_for_function(SHOWN, arg=["Result", page.nodes2]).json_value()
         assert api in address and "type=output" in address
         page.wait_for_function(COMPARED, arg=page.nodes2)
+        assert errors(page) == []
         boxes = page.evaluate(BOXES, page.nodes2)
         assert_nothing_covered(boxes)
         assert_in_view(boxes)
