@@ -60,6 +60,8 @@ class Level:
             inputs.append({"name": name, "type": type_, "link": None, **({"shape": 7} if optional else {})})
             if value is not None:
                 links[name] = value
+        # As the editor orders them: on loading it may look a link up by its number in its own order.
+        inputs.sort(key=lambda slot: "widget" in slot)
         if values:
             raise ValueError(f"{kind} has no input {', '.join(values)}")
         pack = "portrait-atelier" if kind.startswith("Atelier") else "comfy-core"
