@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..codec import DOWN, Codec
+from .muon import Muon
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, warm
+from .stage import Stage, descend, follow, half, lay_out, processes, warm
 
-IMAGES, RATE = 1_000_000, 2e-3
+IMAGES, RATE = 1_000_000, .03
 WINDOW = 128              # pixels: a quarter of a picture is enough to learn from, until the last part of the time
 WHOLE_FROM = .8           # of the time; the normalisation sees other statistics in whole pictures
 CRITIC_FROM = .5
@@ -67,10 +68,10 @@ def train(folder: Path, share: float, device: str) -> dict:
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
     first = held_out(len(pictures))
     torch.manual_seed(11)
-    codec, critic, size = lay_out(Codec(), device), Critics(device), 16 if device == "cpu" else 64
+    codec, critic, size = lay_out(Codec(), device), Critics(device), (32 if device == "cpu" else 64) // processes()
     average = copy.deepcopy(codec).requires_grad_(False)
-    optimizer = torch.optim.AdamW(codec.parameters(), RATE, betas=(.9, .99), weight_decay=1e-4)
-    stage = Stage(folder / "codec.progress", int(IMAGES * share / size), codec=codec, average=average,
+    optimizer = Muon(codec.parameters(), RATE)
+    stage = Stage(folder / "codec.progress", int(IMAGES * share / size / processes()), codec=codec, average=average,
                   optimizer=optimizer, critic=critic.network, critic_optimizer=critic.optimizer)
     for step, progress in stage:
         whole = progress > WHOLE_FROM
@@ -86,7 +87,7 @@ def train(folder: Path, share: float, device: str) -> dict:
         if progress > CRITIC_FROM:
             critic.learn(drawn, x)
             loss = loss + critic.blame(drawn)
-        descend(optimizer, loss, RATE * warm(step) * (1 - .97 * progress))
+        descend(optimizer, loss, RATE * warm(step) * (1 - .99 * progress))
         follow(average, codec, step, .995)
     rows = torch.linspace(first, len(pictures) - 1, 512).long().unique().tolist()
     average.settle(batch_of(pictures, rows, device))

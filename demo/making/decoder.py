@@ -12,7 +12,7 @@ from ..codec import DOWN, Codec
 from .codec import NOISE, WHOLE_FROM, Critics, difference
 from .denoiser import SCALE, new_model, noised, predict, shorten
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, warm
+from .stage import Stage, descend, follow, half, lay_out, processes, warm
 
 IMAGES, RATE = 300_000, 6e-4
 CELLS = 8                                # of a window's side: half a picture's
@@ -32,8 +32,8 @@ def train(folder: Path, share: float, device: str) -> dict:
     torch.manual_seed(14)
     critic, average = Critics(device), copy.deepcopy(codec).requires_grad_(False)
     optimizer = torch.optim.AdamW(codec.decoder.parameters(), RATE, betas=(.9, .98))
-    size = 8 if device == "cpu" else 64
-    stage = Stage(folder / "decoder.progress", int(IMAGES * share / size), codec=codec, average=average,
+    size = (8 if device == "cpu" else 64) // processes()
+    stage = Stage(folder / "decoder.progress", int(IMAGES * share / size / processes()), codec=codec, average=average,
                   optimizer=optimizer, critic=critic.network, critic_optimizer=critic.optimizer)
     for step, progress in stage:
         rows = torch.randint(first, len(pictures), (size,))

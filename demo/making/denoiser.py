@@ -12,7 +12,7 @@ from ...host import demo_model
 from ..codec import CHANNELS, Codec
 from ..text import LENGTH, TextEncoder
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, store, warm
+from .stage import Stage, descend, follow, half, lay_out, processes, store, warm
 
 IMAGES, RATE = 3_000_000, 1.2e-3
 WIDTH = 96               # channels of the UNet: 16 million weights
@@ -139,8 +139,8 @@ def train(folder: Path, share: float, device: str) -> dict:
     parts = new_model(device)
     average = copy.deepcopy(parts).requires_grad_(False)
     optimizer = torch.optim.AdamW(parts.parameters(), RATE, betas=(.9, .99), weight_decay=1e-3)
-    size = 32 if device == "cpu" else 256
-    steps = int(IMAGES * share / size)
+    size = (32 if device == "cpu" else 256) // processes()
+    steps = int(IMAGES * share / size / processes())
     stage = Stage(folder / "unet.progress", steps, parts=parts, average=average, optimizer=optimizer)
     for step, progress in stage:
         z, words = examples.draw(size)

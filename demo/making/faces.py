@@ -29,7 +29,7 @@ from ..text import INDEX, LENGTH, TextEncoder
 from .denoiser import FAST, Examples, noised, predict, v_loss, v_target
 from .judges import spoil
 from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
-from .stage import Stage, descend, follow, run_stages, warm
+from .stage import Stage, descend, follow, processes, run_stages, warm, writes
 
 log = logging.getLogger("portrait_atelier")
 
@@ -76,8 +76,8 @@ def train_recogniser(folder: Path, role: str, share: float, device: str) -> dict
     network = faces.Recogniser().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-2)
     traits, geometry = faces.traits_vector(who), geometry_of(who)
-    test, size = len(pictures) // 12 // STYLES_EACH * STYLES_EACH, 64
-    stage = Stage(folder / f"recogniser-{role}.progress", int(IMAGES["recogniser"] * share / size), network=network, optimizer=optimizer)
+    test, size = len(pictures) // 12 // STYLES_EACH * STYLES_EACH, 64 // processes()
+    stage = Stage(folder / f"recogniser-{role}.progress", int(IMAGES["recogniser"] * share / size / processes()), network=network, optimizer=optimizer)
     for step, progress in stage:
         rows = torch.randint(test, len(pictures), (size,))
         x = shaken(pictures[rows].to(device).float() / 255)
@@ -211,8 +211,8 @@ def train_adapter(folder: Path, share: float, device: str) -> dict:
     adapter = Decoupled(model).to(device).requires_grad_(True)
     average = copy.deepcopy(adapter).requires_grad_(False)
     optimizer = torch.optim.AdamW(adapter.parameters(), 2e-3, betas=(.9, .99), weight_decay=1e-3)
-    size = 32 if device == "cpu" else 256
-    stage = Stage(folder / "adapter.progress", int(IMAGES["adapter"] * share / size), adapter=adapter, average=average, optimizer=optimizer)
+    size = (32 if device == "cpu" else 256) // processes()
+    stage = Stage(folder / "adapter.progress", int(IMAGES["adapter"] * share / size / processes()), adapter=adapter, average=average, optimizer=optimizer)
     for step, progress in stage:
         person = torch.randint(len(rows), (size,))
         row = rows[person, torch.randint(rows.shape[1], (size,))]
@@ -237,8 +237,9 @@ def run(args) -> None:
         stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.identities // 2, device)
         stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, args.share, device)
     stages["adapter.pt"] = lambda: train_adapter(folder, args.share, device)
-    run_stages(folder, stages)
-    pack(folder, args.output or folder)
+    run_stages(folder, stages, shared=(*(f"recogniser-{role}.pt" for role in SEEDS), "adapter.pt"))
+    if writes():
+        pack(folder, args.output or folder)
 
 
 def pack(folder: Path, output: Path) -> None:

@@ -13,7 +13,7 @@ from ..photography import PAINTERS, ZOOM
 from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 from .pictures import PEOPLE, SEED
-from .stage import Stage, descend, half, lay_out
+from .stage import Stage, descend, half, lay_out, processes
 
 IMAGES, RATE = 250_000, 2e-3
 STYLES_EACH = 6
@@ -63,11 +63,11 @@ def train(folder: Path, share: float, device: str) -> dict:
     """Returns weights, the spread of style features over the world, and held-out scores."""
     pictures, who, style = torch.load(folder / "labelled.pt", weights_only=True).values()
     torch.manual_seed(15)
-    judges, size = judging.Judges().to(device), 48
+    judges, size = judging.Judges().to(device), 48 // processes()
     optimizer = torch.optim.AdamW(judges.parameters(), RATE, weight_decay=1e-2)
     geometry, traits = judging.geometry_of(who), judging.traits_of(who)
     test = len(pictures) // 8
-    stage = Stage(folder / "judges.progress", int(IMAGES * share / size), judges=judges, optimizer=optimizer)
+    stage = Stage(folder / "judges.progress", int(IMAGES * share / size / processes()), judges=judges, optimizer=optimizer)
     for _, progress in stage:
         rows = torch.randint(test, len(pictures), (size,))
         x = pictures[rows].to(device).float() / 255

@@ -11,7 +11,7 @@ import torch
 from ..styles import TRAINED
 from ..text import INDEX, LENGTH
 from .denoiser import Examples, new_model, noised, predict, shorten, v_loss, v_target
-from .stage import Stage, descend, follow, warm
+from .stage import Stage, descend, follow, processes, warm
 
 IMAGES, RATE = 400_000, 3e-4
 # Above, a picture is decided: the student learns whole trajectories. Below, it goes on learning from the data.
@@ -60,11 +60,11 @@ def train(folder: Path, share: float, device: str) -> dict:
     net = student["net"].requires_grad_(True)
     average = copy.deepcopy(teacher)
     optimizer = torch.optim.AdamW(net.parameters(), RATE, betas=(.9, .99), weight_decay=0)
-    size = 32 if device == "cpu" else 256
+    size = (32 if device == "cpu" else 256) // processes()
     followed = 3 * size // 8                      # of the batch; trajectories are dear
     empty = teacher["text"](torch.zeros(1, LENGTH, dtype=torch.long, device=device))
     style_words = torch.tensor([INDEX[name] for name in TRAINED])
-    steps = int(IMAGES * share / size)
+    steps = int(IMAGES * share / size / processes())
     stage = Stage(folder / "student.progress", steps, net=net, average=average, optimizer=optimizer)
     for step, progress in stage:
         z, words = examples.draw(size)

@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint import save
 from . import codec, decoder, denoiser, judges, pictures, student
-from .stage import run_stages
+from .stage import run_stages, share_work, writes
 
 log = logging.getLogger("portrait_atelier")
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1., help="share of the full recipe's steps (default 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (default 1: more only help on an idle one)")
+    parser.add_argument("--processes", type=int, default=1, help="that train together (default 1; on an idle CPU one for each core)")
     root = Path(__file__).resolve().parents[2]
     parser.add_argument("--folder", type=Path, default=root / ".atelier" / "train-demo", help="where stages leave their results")
     parser.add_argument("--identities", type=int, default=2400, help="people to render, five styles each (default 2400)")
@@ -42,6 +43,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
+    share_work(args.folder, args.processes)
     if args.faces:
         from .faces import run as run_faces      # which builds on this package
         return run_faces(args)
@@ -53,7 +55,10 @@ def main() -> None:
         "student.pt": lambda: student.train(args.folder, args.share, args.device),
         "decoder.pt": lambda: decoder.train(args.folder, args.share, args.device),
         "labelled.pt": lambda: judges.render_labelled(args.folder, args.device, max(8, args.identities // 2)),
-        "judges.pt": lambda: judges.train(args.folder, args.share, args.device)})
+        "judges.pt": lambda: judges.train(args.folder, args.share, args.device)},
+        shared=("codec.pt", "unet.pt", "student.pt", "decoder.pt", "judges.pt"))
+    if not writes():
+        return
     packed = args.output or args.folder / "microworld.safetensors"
     pack(args.folder, packed,
          {"recipe": "demo/making", "share": str(args.share), "identities": str(args.identities), "device": args.device})
