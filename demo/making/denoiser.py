@@ -11,10 +11,11 @@ import torch
 from ...host import demo_model
 from ..codec import CHANNELS, Codec
 from ..text import LENGTH, TextEncoder
+from .muon import Muon
 from .pictures import batch_of, held_out
 from .stage import Stage, descend, follow, half, lay_out, processes, store, warm
 
-IMAGES, RATE = 3_000_000, 1.2e-3
+IMAGES, RATE, FALL = 3_000_000, .02, .3      # pictures, rate, and the last share of the steps in which it falls to nothing
 WIDTH = 96               # channels of the UNet: 16 million weights
 SCALE = 1.15             # of the latents: denoise 0.5 is to leave an outline of about .9
 
@@ -138,7 +139,7 @@ def train(folder: Path, share: float, device: str) -> dict:
     torch.manual_seed(12)
     parts = new_model(device)
     average = copy.deepcopy(parts).requires_grad_(False)
-    optimizer = torch.optim.AdamW(parts.parameters(), RATE, betas=(.9, .99), weight_decay=1e-3)
+    optimizer = Muon(parts["net"].parameters(), RATE, parts["text"].parameters())
     size = (32 if device == "cpu" else 256) // processes()
     steps = int(IMAGES * share / size / processes())
     stage = Stage(folder / "unet.progress", steps, parts=parts, average=average, optimizer=optimizer)
@@ -149,6 +150,6 @@ def train(folder: Path, share: float, device: str) -> dict:
         z_t, a = noised(parts["net"], z, t)
         loss = v_loss(predict(parts["net"], z_t, t, context), v_target(z_t, z, a), a)
         stage.tell(loss)
-        descend(optimizer, loss, RATE * warm(step) * (1 - .97 * progress))
+        descend(optimizer, loss, RATE * warm(step) * min(1, (1 - .99 * progress) / FALL))
         follow(average, parts, step, .998)
     return average.state_dict()

@@ -9,13 +9,14 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal before the step (Muon, Jordan et al. 2024); Adam for everything else.
 
     From the same weights, 150 steps of the codec end at a loss 6 % below Adam's. A weight of more than one dimension is a
-    matrix of its first dimension by all others. Adam's rate is ``vectors`` of the matrices'.
+    matrix of its first dimension by all others; of ``tables`` (embeddings, whose rows are learned apart) it is none. Adam's
+    rate is ``vectors`` of the matrices'.
     """
 
-    def __init__(self, parameters, rate: float, vectors: float = .05):
+    def __init__(self, parameters, rate: float, tables=(), vectors: float = .05):
         parameters = list(parameters)
         groups = [{"params": [p for p in parameters if p.ndim > 1], "matrices": True},
-                  {"params": [p for p in parameters if p.ndim < 2], "matrices": False}]
+                  {"params": [*(p for p in parameters if p.ndim < 2), *tables], "matrices": False}]
         super().__init__(groups, {"lr": rate})
         self.vectors = vectors
 
