@@ -140,7 +140,7 @@ def train(folder: Path, share: float, device: str) -> dict:
     parts = new_model(device)
     average = copy.deepcopy(parts).requires_grad_(False)
     optimizer = Muon(parts["net"].parameters(), RATE, parts["text"].parameters())
-    size = (32 if device == "cpu" else 256) // processes()
+    size = (64 if device == "cpu" else 256) // processes()
     steps = int(IMAGES * share / size / processes())
     stage = Stage(folder / "unet.progress", steps, parts=parts, average=average, optimizer=optimizer)
     for step, progress in stage:
