@@ -33,7 +33,7 @@ class Fir(nn.Module):
 
     def __init__(self, padding: int, gain: float = 1.0):
         super().__init__()
-        self.padding = padding
+        self.padding, self.gain = padding, gain
         self.register_buffer("kernel", blur_kernel(gain))
 
     def forward(self, x):
@@ -43,9 +43,11 @@ class Fir(nn.Module):
 class Upsample(nn.Module):
     """Twice the size: zeros between the pixels, then the low pass with sum 4."""
 
+    gain = 4.0
+
     def __init__(self):
         super().__init__()
-        self.register_buffer("kernel", blur_kernel(4.0))
+        self.register_buffer("kernel", blur_kernel(self.gain))
 
     def forward(self, x):
         return functional.conv_transpose2d(x, per_channel(self.kernel, x), stride=2, padding=1, groups=x.shape[1])
