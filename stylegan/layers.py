@@ -20,8 +20,14 @@ def act(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 def blur_kernel(gain: float = 1.0) -> torch.Tensor:
     """The low pass of all resampling: the outer product of (1, 3, 3, 1), [4, 4], with the sum `gain`."""
-    line = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return torch.outer(line, line) * (gain / 64)
+    line = (1, 3, 3, 1)
+    return torch.tensor([[a * b * gain / 64 for a in line] for b in line])
+
+
+def normal(*shape: int, spread: float = 1.0) -> nn.Parameter:
+    """Random weights; none on the meta device, where the mere attempt imports torch's compiler, which takes seconds."""
+    weight = torch.empty(shape)
+    return nn.Parameter(weight if weight.is_meta else weight.normal_(std=spread))
 
 
 def per_channel(kernel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +71,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0, activated: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = normal(outputs, inputs, spread=1 / rate)
         self.bias = nn.Parameter(torch.full((outputs,), float(bias)))
         self.rate, self.scale, self.activated = rate, rate / math.sqrt(inputs), activated
 
@@ -81,7 +87,7 @@ class EqualConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.weight = normal(outputs, inputs, size, size)
         self.scale, self.stride, self.padding = 1 / math.sqrt(inputs * size**2), stride, padding
 
     def forward(self, x):
@@ -128,7 +134,7 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, style: int, demodulate: bool = True, up: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, size, size))
+        self.weight = normal(1, outputs, inputs, size, size)
         self.modulation = EqualLinear(style, inputs, bias=1.0)
         self.scale, self.demodulate, self.up = 1 / math.sqrt(inputs * size**2), demodulate, up
         if up:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import SLOPE, ConvLayer, EqualLinear, PixelNorm, ResBlock, StyledConv, ToRGB, draw_noise
+from .layers import SLOPE, ConvLayer, EqualLinear, PixelNorm, ResBlock, StyledConv, ToRGB, draw_noise, normal
 
 LEVELS = 4       # doublings of the decoder, halvings of the encoder
 STYLES = 10      # vectors w of a style: one for each styled layer
@@ -17,7 +17,7 @@ class ClipMapper(nn.Module):
 
     def __init__(self, width: int, layers: int = 4):
         super().__init__()
-        self.position_embedding = nn.Parameter(torch.randn(STYLES, width))
+        self.position_embedding = normal(STYLES, width)
         layer = nn.TransformerEncoderLayer(width, HEADS, 4 * width, dropout=0.1, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
