@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .layers import EqualLinear, PixelNorm, StyledConv, ToRGB, draw_noise, normal
+from .layers import EqualLinear, PixelNorm, StyledConv, ToRGB, channels_last, draw_noise, normal
 
 
 class Constant(nn.Module):
@@ -65,7 +65,7 @@ class Generator(nn.Module):
         if len(styles) != self.layers:
             raise ValueError(f"styles of {len(styles)} layers for a generator of {self.layers}")
         noise = iter(noise or [getattr(self.noises, f"noise_{number}") for number in range(self.layers - 1)])
-        x = self.conv1(self.input(styles.shape[1]).to(styles), styles[0], next(noise))
+        x = self.conv1(channels_last(self.input(styles.shape[1]).to(styles)), styles[0], next(noise))
         picture = self.to_rgb1(x, styles[1])
         for level, to_rgb in enumerate(self.to_rgbs):
             x = self.convs[2 * level](x, styles[2 * level + 1], next(noise))
