@@ -51,8 +51,7 @@ def cubic(t):
 
 
 def bicubic(pixel, x, y):
-    """sum of pixel(column, row) over the 4 x 4 neighbours of the place (x, y), whose pixel i has its centre at i + 1/2.
-    """
+    """sum of pixel(column, row) over the 4 x 4 neighbours of the place (x, y), whose pixel i has its centre at i + 1/2."""
     column, row = math.floor(x - 0.5), math.floor(y - 0.5)
     return sum(
         cubic(x - 0.5 - i) * cubic(y - 0.5 - j) * pixel(i, j)
@@ -277,9 +276,14 @@ def test_the_smallest_face_has_four_pixels_between_the_eyes():
 # --- round trips
 
 
-@pytest.mark.parametrize("side, degrees", [(240, 0), (240, 33), (400, -100), (720, 0), (720, 33)])
-def test_an_untouched_crop_comes_back(side, degrees):
-    photo = noise(800, 800, 0.1).float()
+@pytest.fixture(scope="module")
+def wide():
+    return noise(800, 800, 0.1).float()
+
+
+@pytest.mark.parametrize("side, degrees", [(240, 33), (400, -100), (720, 0), (720, 33)])
+def test_an_untouched_crop_comes_back(wide, side, degrees):
+    photo = wide
     matrix = alignment.crop_matrix(points(410, 395, side / 2, degrees), 512)
     crop, _ = alignment.cut(photo, matrix, 512)
     out, share = alignment.paste(photo, [crop], [matrix])
@@ -401,8 +405,7 @@ def test_numbers_of_single_photos():
 
 
 def test_a_film_is_smoothed():
-    """p~_t = s p~_(t-1) + (1 - s) p_t; numbers stay although the smaller face grows; a gap begins anew; so does a cut.
-    """
+    """p~_t = s p~_(t-1) + (1 - s) p_t; numbers stay although the smaller face grows; a gap begins anew; so does a cut."""
     steps = torch.arange(5, dtype=DOUBLE)
     one = [points(100 + 3 * float(t), 60, 30) for t in steps]
     two = [points(260, 60, 24 + 3 * float(t)) for t in steps]
