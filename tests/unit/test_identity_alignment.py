@@ -294,10 +294,11 @@ def test_an_untouched_crop_comes_back(wide, side, degrees):
 
 
 def test_a_crop_of_twice_the_size_fits():
-    """As an upscaler gives it; forgetting to scale the transform shifts it by half of the face."""
+    """As an upscaler gives it."""
     photo = noise(300, 300, 0.08)
-    transform = alignment.FaceTransform(0, 0, alignment.crop_matrix(points(150, 140, 60, 25), 128), 128)
-    large, _ = alignment.cut(photo, transform.for_size(256), 256)
+    face = points(150, 140, 60, 25)
+    transform = alignment.FaceTransform(0, 0, alignment.crop_matrix(face, 128), 128)
+    large, _ = alignment.cut(photo, alignment.crop_matrix(face, 256), 256)
     out, share = alignment.paste(photo, [large], [transform.for_size(256)])
     assert psnr(out, photo) > 50
     assert torch.allclose(transform.for_size(128), transform.matrix)
