@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from ..host import pictures
+from .align_face import AlignFace
 from .clip_similarity_loader import CLIPSimilarityLoader
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
@@ -21,6 +22,7 @@ from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .paste_face import PasteFace
 from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
@@ -36,6 +38,8 @@ NODES = [
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
+    AlignFace,
+    PasteFace,
     FaceAnalysisLoader,
     FaceAdapterLoader,
     FaceIdentityEncode,
