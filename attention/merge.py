@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+AT_ONCE = 2**20  # entries of a table of tokens against tokens that is in memory at a time, per picture
+
 
 def split_cells(grid: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One random destination token per 2x2 cell of the grid; all other tokens are sources.
@@ -36,13 +38,18 @@ def merge_tokens(features: torch.Tensor, grid: tuple[int, int], ratio: float, se
 
     values = features.float()
     directions = F.normalize(values, dim=-1)  # safe for zero vectors
-    best, partner = (directions[:, sources] @ directions[:, destinations].transpose(1, 2)).max(-1)
+    towards = directions[:, destinations].transpose(1, 2)
+    rows = max(AT_ONCE // len(destinations), 1)
+    found = [(directions[:, some] @ towards).max(-1) for some in sources.split(rows)]
+    best, partner = (torch.cat(parts, 1) for parts in zip(*found))
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :amount]
     merged = sources[chosen]
-    # A product with the assignment matrix, since scatter-adds have no fixed order of summation on GPUs.
-    assignment = F.one_hot(partner.gather(1, chosen), len(destinations)).to(values.dtype).transpose(1, 2)
-    joined = 1 + assignment.sum(-1)
-    total = values[:, destinations] + assignment @ values.gather(1, merged[..., None].expand(-1, -1, channels))
+    partner, joining = partner.gather(1, chosen), values.gather(1, merged[..., None].expand(-1, -1, channels))
+    joined = counts[:, destinations].scatter_add(1, partner, counts[:, :amount])
+    # Sums are products with the assignment matrix, in parts: scatter-adds have no fixed order of summation on GPUs.
+    sums = [(partner[:, None] == some[:, None]).to(values.dtype) @ joining
+            for some in torch.arange(len(destinations), device=values.device).split(max(AT_ONCE // amount, 1))]
+    total = values[:, destinations] + torch.cat(sums, 1)
     values = values.index_copy(1, destinations, total / joined[..., None])
     counts = counts.index_copy(1, destinations, joined)
     keep = torch.ones_like(counts, dtype=torch.bool).scatter(1, merged, False)

@@ -11,24 +11,25 @@ import torch
 
 # Stands for ln(0): far below any logit, yet finite, so that attention computed in chunks never meets -inf - -inf.
 LOG_ZERO = -1e4
-EXTRA_CHANNELS = 8  # fused attention kernels want head sizes in multiples of 8
+EXTRA_CHANNELS = 8  # fused attention kernels want head sizes in multiples of 8,
+WIDEST = 128         # and some take none above this
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tokens that one picture offers to the target's queries.
+    """Tokens that one picture offers to the target's queries, as projected keys and values.
 
-    features: [rows, tokens, channels], input of to_k (and of to_v unless `values` is given)
-    scale:    the style enhancement coefficient lambda, for the keys only
-    share:    relative attention mass, a number or [rows, queries] where it varies over the picture
-    weights:  [rows, tokens], mass of each token within the group; None for equal ones
+    keys, values: [rows, tokens, channels]
+    scale:        the style enhancement coefficient lambda, for the keys only
+    share:        relative attention mass, a number or [rows, queries] where it varies over the picture
+    weights:      [rows, tokens], mass of each token within the group; None for equal ones
     """
 
-    features: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
     scale: float = 1.0
     share: float | torch.Tensor = 1.0
     weights: torch.Tensor | None = None
-    values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,28 +71,17 @@ def present(groups: Sequence[Group]) -> list[Group]:
 
 
 def joint_keys(groups: Sequence[Group]) -> torch.Tensor:
-    """Equation (8): K_sr = Concat(K_src, lambda * K_ref), before the projection.
+    """Equation (8): K_sr = Concat(K_src, lambda * K_ref), [rows, tokens, channels].
 
-    to_k has no bias in these UNets, so to_k(lambda * f) = lambda * to_k(f). Returns [rows, tokens, channels].
+    lambda multiplies projected keys: where to_k has no bias that is the same as before the projection, where models have one,
+    or a norm behind it, it is what the paper means.
     """
-    return torch.cat([group.features if group.scale == 1 else group.scale * group.features for group in groups], 1)
+    return torch.cat([group.keys if group.scale == 1 else group.scale * group.keys for group in groups], 1)
 
 
 def joint_values(groups: Sequence[Group]) -> torch.Tensor:
-    """Equation (8): V_sr = Concat(V_src, V_ref), before the projection; lambda does not touch values."""
-    return torch.cat([group.features if group.values is None else group.values for group in groups], 1)
-
-
-def joint_unscaled_keys(groups: Sequence[Group]) -> torch.Tensor:
-    """As `joint_keys` without lambda, for a to_k with bias: `scale_keys` applies it after the projection."""
-    return torch.cat([group.features for group in groups], 1)
-
-
-def scale_keys(keys: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
-    """Equation (8) after the projection: lambda times the keys of each group. keys: [rows, tokens, channels]."""
-    sizes = [group.features.shape[1] for group in groups]
-    return torch.cat([part if group.scale == 1 else group.scale * part
-                      for part, group in zip(keys.split(sizes, 1), groups)], 1)
+    """Equation (8): V_sr = Concat(V_src, V_ref), [rows, tokens, channels]; lambda does not touch values."""
+    return torch.cat([group.values for group in groups], 1)
 
 
 def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
@@ -103,7 +93,7 @@ def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
     """
     shares = []
     for group in groups:
-        size = group.features.shape[1]
+        size = group.keys.shape[1]
         total = 1.0
         if per_group:
             total = size if group.weights is None else group.weights.sum(1, keepdim=True)
@@ -112,7 +102,7 @@ def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
     if plain and len({share / total for share, total, _ in shares}) <= 1:
         return None
 
-    device = groups[0].features.device
+    device = groups[0].keys.device
     parts = []
     for group, (share, total, size) in zip(groups, shares):
         mass = torch.as_tensor(share, dtype=torch.float32, device=device)
@@ -131,15 +121,17 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: 
 
     q: [rows, queries, heads * d], k and v: [rows, tokens, heads * d]; bias as from `logit_bias`.
     `attention(q, k, v, **options)` is the host's attention function; it takes `mask` or `scale`.
-    A bias that is the same for every query travels in extra channels, since masks rule out the fastest kernels.
+    A bias that is the same for every query travels in extra channels, since masks rule out the fastest kernels. It is centred
+    first, which softmax ignores: kernels that round keys to 8 bits do so in steps of their largest value.
     """
     if bias is None:
         return attention(q, k, v)
-    if bias.shape[1] > 1:
-        return attention(q, k, v, mask=bias.to(q.dtype).expand(q.shape[0], -1, -1))
     size = q.shape[-1] // heads
+    if bias.shape[1] > 1 or size <= WIDEST < size + EXTRA_CHANNELS:
+        return attention(q, k, v, mask=bias.to(q.dtype).expand(q.shape[0], q.shape[1], -1))
     q, k, v = (x.unflatten(-1, (heads, size)) for x in (q, k, v))
-    wanted = (bias[:, 0] * math.sqrt(size)).expand(k.shape[0], -1)
+    bias = bias[:, 0] - (bias.amax(-1) + bias.amin(-1)) / 2
+    wanted = (bias * math.sqrt(size)).expand(k.shape[0], -1)
     high = wanted.to(k.dtype)
     low = (wanted - high.float()).to(k.dtype)  # what rounding took, in a channel of its own
     carrier = torch.stack([high, low], -1)[:, :, None].expand(-1, -1, heads, -1)

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from ..host import attention_maps, decoupled, decoupled_guidance, face_adapter
 from ..host.attention_processors import cross_attention_numbers
-from ..host.calls import CALL, Call, Run
-from ..host.unet import transformers
+from ..host.kit.calls import KEY, Call, Run
+from ..host.kit.sites import blocks
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
 from ..identity.projection import FaceProjection
@@ -72,8 +72,7 @@ def fill(unet, device, dtype) -> None:
 def random_adapter(model) -> FaceAdapter:
     """A FaceID adapter that fits, without LoRA; keys and values of equal shape are the same tensors."""
     width = model.model.model_config.unet_config["context_dim"]
-    layers = {(*block, index): transformer.attn2.to_k.out_features for block, module in transformers(model.model.diffusion_model)
-              for index, transformer in enumerate(module.transformer_blocks)}
+    layers = {layer: block.attn2.to_k.out_features for layer, block in blocks(model.model.diffusion_model).items()}
     made = {size: (normal(size, width, seed=1) * width**-0.5, normal(size, width, seed=2) * width**-0.5) for size in set(layers.values())}
     projection = FaceProjection({"proj.0.weight": normal(64, 512, seed=3), "proj.0.bias": torch.zeros(64), "norm.weight": torch.ones(width),
                                  "proj.2.weight": normal(TOKENS * width, 64, seed=4), "proj.2.bias": torch.zeros(TOKENS * width),
@@ -123,11 +122,11 @@ class Study:
         weight = next(unet.parameters())
         side, to = size // 8, dict(device=weight.device, dtype=weight.dtype)
         sigma = float(base.model_sampling.percent_to_sigma(0.25))
-        call = Call(Run((side, side)), base.model_sampling, sigma, 1, 4, False, False)
+        call = Call(Run((side, side)), base, sigma, 1, 4, (0,), (0,))
         unet(torch.empty(1, 4, side, side, **to).normal_(), torch.full((1,), 749.0, device=weight.device), context=self.positive[0][0].to(**to),
              y=torch.empty(1, 2816, **to).normal_(),
              transformer_options={**model.model_options["transformer_options"], "cond_or_uncond": [0], "sigmas": torch.tensor([sigma]),
-                                  CALL: call, **options})
+                                  KEY: call, **options})
 
     def count(self, size: int) -> dict:
         """What a step asks of the device, counted on tensors without content."""
@@ -208,7 +207,7 @@ class Dueling:
 
     def output(self, text, q, k, v, extra, layer, transform):
         out, names = {}, list(self.spent)
-        functions = {name: chosen.now(extra[CALL], layer) for name, chosen in self.transforms.items() if layer in chosen.layers}
+        functions = {name: chosen.now(extra[KEY], layer) for name, chosen in self.transforms.items() if layer in chosen.layers}
         if not functions:
             return self.branch.output(text, q, k, v, extra, layer, None)
         turn = sum(layer[1:]) % len(names)

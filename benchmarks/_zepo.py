@@ -5,6 +5,7 @@ import gc
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from operator import truediv as ratio
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention.features import ConsistencyFeatures
 from ..host import seac as host
-from ..host.extract import Recorder, extract_features, feature_sigma, shared_noise
+from ..host.extract import Recorder, extract_features
+from ..host.kit.calls import note_call
+from ..host.kit.latents import feature_sigma, shared_noise
 from ..host.merge import merge_features
 
 KEY = "portrait_atelier.benchmark"
@@ -95,15 +98,16 @@ class Study:
     def recomputed(self, meter):
         """The same attention with features made anew in every step, by one more model call of 2 pictures x 2 prompts."""
         model = host.patched(self.model, *self.banks, **SEAC)
-        mold = model.get_attachment(host.KEY)
+        mold = model.get_attachment(host.SLOT)
 
         def renew(executor, x, timestep, model_options={}, seed=None):
             guider = executor.class_obj
             banks = self.fresh_banks(guider, x.device)
             seac = replace(mold, source=banks[0], references=(replace(mold.references[0], bank=banks[1]),))
-            run = host.Run(seac, guider.inner_model.model_sampling, x.shape[-2:], guider)
-            options = {**model_options, "transformer_options": {**model_options["transformer_options"], host.KEY: run}}
-            return executor(x, timestep, options, seed)
+            options = model_options["transformer_options"]
+            renewed = {**options["wrappers"][WrappersMP.APPLY_MODEL], host.SLOT: [partial(host.hook_call, seac)]}
+            options = {**options, "wrappers": {**options["wrappers"], WrappersMP.APPLY_MODEL: renewed}}
+            return executor(x, timestep, {**model_options, "transformer_options": options}, seed)
 
         return self.sample(model, meter, renew)
 
@@ -111,7 +115,7 @@ class Study:
         """What `extract_features` and `merge_features` give for source and reference, in the middle of a sampling run."""
         model = guider.inner_model
         recorder = Recorder(frozenset(self.unmerged.layers), device)
-        options = {"transformer_options": {"wrappers": {WrappersMP.APPLY_MODEL: {KEY: [recorder.listen]}},
+        options = {"transformer_options": {"wrappers": {WrappersMP.APPLY_MODEL: {KEY: [note_call, recorder.listen]}},
                                            "sample_sigmas": torch.zeros(1, device=device)}}
         sigma = feature_sigma(model.model_sampling, TIMESTEP).to(device)
         latents = torch.cat([self.source, self.reference]).to(device)

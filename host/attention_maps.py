@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 from ..attention import maps
 from ..attention.blocks import LayerId, layer_name, select_layers
-from .calls import Call
-from .decoupled import ADAPTER_OFF, Slot, adapters_of_another_pack, change_slots, occupants, slot_key
+from .decoupled import ADAPTER_OFF, BRANCHES, Slot, adapters_of_another_pack, change_slots, found_in, occupants
+from .kit.calls import Call, name_of
+from .kit.sites import attention_layers
 from .log import log
-from .unet import attention_layers
 
 SCALE_POWER, SCHEDULED_SOFTMAX = "Scale-Power Attention", "Scheduled-Softmax Attention"
 Values = tuple[float, ...]
-# In transformer_options: rows of a call depend on each other, so whoever leaves out rows that cannot matter must not.
-COUPLED = "pa_coupled_rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,14 @@ def installed(model, node: str, layers: str, start: float, end: float, identity:
     """
     every = list(attention_layers(model))
     chosen = select_layers(layers, every, auto=[layer for layer in every if layer[0] != "middle"])
-    adapted = [layer for layer in every if has_adapter(model, layer, every)]
+    adapted = [layer for layer in every if has_adapter(model, layer)]
+    ours = model.get_attachment(BRANCHES) or {}
+    hidden = [layer for layer in chosen if layer not in adapted and (layer in ours or not adapted)]
+    foreign = [found for layer in hidden if (found := found_in(occupants(model), layer)) is not None]
+    if foreign:
+        what = "cannot reach the face adapter" if ours else "found no face adapter"
+        raise ValueError(f"{node} {what}: {name_of(foreign[0])} took the cross-attention layers{'' if ours else ' and may hide one'}. Put {node} "
+                         "straight behind the node that adds the adapter, before the node of that patch.")
     if not adapted and model.get_attachment(ADAPTER_OFF) is None:
         raise ValueError(f"{node} found no face adapter on this model. Put it behind Face Adapter Apply, or behind IPAdapter's FaceID node.")
     acting = [layer for layer in chosen if layer in adapted]
@@ -100,9 +105,9 @@ def installed(model, node: str, layers: str, start: float, end: float, identity:
     if start >= end or identity or not acting:
         return clone
     transform = make(node, frozenset(acting), start, end)
-    replaced = [layer for layer in acting if earlier(model, layer, every) is not None]
+    replaced = [layer for layer in acting if earlier(model, layer) is not None]
     if replaced:
-        other = earlier(model, replaced[0], every).node
+        other = earlier(model, replaced[0]).node
         log.warning("%s replaces %s in %d layers from %s on: a layer has one transform, that of the last node.",
                     node, other, len(replaced), layer_name(replaced[0], every))
 
@@ -111,23 +116,16 @@ def installed(model, node: str, layers: str, start: float, end: float, identity:
         return Slot(slot.base, slot.branches, (*slot.transforms, transform))
 
     change_slots(clone, acting, every, add)
-    if transform.coupled:
-        clone.model_options["transformer_options"][COUPLED] = True
     return clone
 
 
-def occupant(model, layer: LayerId, every: list[LayerId]):
-    taken = occupants(model)
-    return taken.get(slot_key(taken, layer, every))
-
-
-def has_adapter(model, layer: LayerId, every: list[LayerId]) -> bool:
-    found = occupant(model, layer, every)
+def has_adapter(model, layer: LayerId) -> bool:
+    found = found_in(occupants(model), layer)
     if isinstance(found, Slot):
         return found.holds(layer) or adapters_of_another_pack(found.base)
     return adapters_of_another_pack(found)
 
 
-def earlier(model, layer: LayerId, every: list[LayerId]) -> Transform | None:
-    found = occupant(model, layer, every)
+def earlier(model, layer: LayerId) -> Transform | None:
+    found = found_in(occupants(model), layer)
     return found.transform(layer) if isinstance(found, Slot) else None

@@ -12,7 +12,7 @@ import torch
 
 from ..attention.blocks import LayerId
 from .adapters import misfit
-from .unet import attention_layers, transformers
+from .kit.sites import attention_layers
 
 KINDS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out_lora": "to_out.0"}
 
@@ -27,9 +27,8 @@ def cross_attention_numbers(model) -> dict[int, LayerId]:
 def attention_paths(model) -> dict[int, str]:
     """{n: name of attention n in the model}, such as "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2"."""
     paths = {module: path for path, module in model.model.named_modules()}
-    blocks = {(*block, index): paths[layer] for block, module in transformers(model.model.diffusion_model)
-              for index, layer in enumerate(module.transformer_blocks)}
-    return {n - 2 + place: f"{blocks[layer]}.attn{place}" for n, layer in cross_attention_numbers(model).items() for place in (1, 2)}
+    blocks = attention_layers(model)
+    return {n - 2 + place: f"{paths[blocks[layer]]}.attn{place}" for n, layer in cross_attention_numbers(model).items() for place in (1, 2)}
 
 
 def lora_patches(model, lora: dict[str, torch.Tensor]) -> dict:

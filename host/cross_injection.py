@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from ..attention import injection
+from ..attention.features import COND, UNCOND
 from ..attention.masks import mask_on_grid
 from ..guidance import regions
 from ..segmentation.masks import checked
 from .adapters import low_rank_pairs
+from .kit.latents import fingerprint
+from .kit.prompts import one_prompt
+from .kit.sites import attention_layers
 from .log import log
-from .prompts import one_prompt
 from .routed import Lora, Routed, decoder, injected_modules
-from .trajectory import Trajectory, fingerprint, timesteps_of
-from .unet import attention_layers
+from .trajectory import Trajectory, timesteps_of
 
 NODE = "LoRA Cross-Injection"
 
@@ -229,8 +231,8 @@ class CrossInjection(comfy.samplers.CFGGuider):
         patcher = self.inner_model.current_patcher
         patcher.prepare_state(timestep, model_options)
         options = dict(model_options["transformer_options"])
-        # Other patches know a positive (0) and a negative (1) prompt; the source's empty prompt counts as negative.
-        options["cond_or_uncond"] = [int(row.prompt in (injection.SOURCE, injection.NEGATIVE)) for row in call]
+        # Other patches know a positive and a negative prompt; the source's empty prompt counts as negative.
+        options["cond_or_uncond"] = [UNCOND if row.prompt in (injection.SOURCE, injection.NEGATIVE) else COND for row in call]
         options["uuids"], options["sigmas"] = [cond["uuid"] for cond in conds], timestep
         packed["transformer_options"] = options
         sigmas = timestep.expand(len(call))

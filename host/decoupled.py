@@ -12,14 +12,15 @@ from typing import Protocol
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..attention.blocks import LayerId
 from ..attention.maps import attention_maps, join_heads
 from . import ipadapter_plus
-from .calls import CALL, KEY, note_calls
+from .kit.calls import KEY, layer_of, name_of, note_calls
 
-ADAPTER_OFF = KEY + ".off"  # an attachment: a Face Adapter Apply without effect is on the model
+# Attachments: a Face Adapter Apply without effect is on the model; the branches that were put into each layer.
+ADAPTER_OFF, BRANCHES = f"{KEY}.off", f"{KEY}.branches"
 
 
 def attend(q, k, v, extra: dict, transform: Callable | None, first_tokens) -> torch.Tensor:
@@ -62,7 +63,7 @@ class AddedBranch:
         return True
 
     def output(self, text, q, k, v, extra, layer, transform):
-        call = extra[CALL]
+        call = extra[KEY]
         if not self.kwargs.get("sigma_end", 0.0) <= call.sigma <= self.kwargs.get("sigma_start", float("inf")):
             return None
         kwargs = self.kwargs
@@ -84,14 +85,15 @@ class Slot:
 
     @torch.compiler.disable
     def __call__(self, q, k, v, extra):
-        layer = (*extra["block"], extra["block_index"])
+        layer = layer_of(extra)
         if self.base is None:
             out = attend(q, k, v, extra, None, ())
         else:
             out = self.base(q, k, v, extra)
         transform = self.transform(layer)
-        function = None if transform is None else transform.now(extra[CALL], layer)
+        function = None if transform is None else transform.now(extra[KEY], layer)
         for branch in self.branches:
+            extra[KEY].run.reached.add((layer, id(branch)))
             added = branch.output(out, q, k, v, extra, layer, function)
             if added is not None:
                 out = out + added
@@ -139,6 +141,11 @@ def adapters_of_another_pack(occupant) -> bool:
     return isinstance(callbacks, list) and isinstance(kwargs, list) and len(callbacks) == len(kwargs) > 0
 
 
+def found_in(occupants: dict, layer: LayerId):
+    """What acts in a layer: ComfyUI looks up (block, number, index) first and then ignores (block, number)."""
+    return occupants.get(layer, occupants.get(layer[:2]))
+
+
 def slot_key(occupants: dict, layer: LayerId, layers: list[LayerId]) -> tuple:
     """Where to install in a layer: at the key that is taken, else in the arity that IPAdapter_plus looks for.
 
@@ -155,6 +162,12 @@ def occupants(model) -> dict:
     return model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
 
 
+def coupled(options: dict) -> bool:
+    """Whether rows of a call depend on each other, so that whoever leaves out rows that cannot matter must not."""
+    found = options.get("patches_replace", {}).get("attn2", {}).values()
+    return any(transform.coupled for slot in found if isinstance(slot, Slot) for transform in slot.transforms)
+
+
 def change_slots(model, layers: list[LayerId], every_layer: list[LayerId], change: Callable[[Slot], Slot]) -> None:
     """Puts `change(slot)` in place of what sits in the attn2 slots of `layers`; `model` is a fresh clone.
 
@@ -164,9 +177,41 @@ def change_slots(model, layers: list[LayerId], every_layer: list[LayerId], chang
         found = occupants(model).get(key)
         slot = found if isinstance(found, Slot) else Slot(found)
         model.set_model_attn2_replace(change(slot), *key)
+    put = {layer: found_in(occupants(model), layer).branches for layer in layers}
+    earlier = model.get_attachment(BRANCHES) or {}
+    model.set_attachments(BRANCHES, {**earlier, **{layer: tuple({*earlier.get(layer, ()), *found}) for layer, found in put.items()}})
     note_calls(model)
+    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, BRANCHES)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, BRANCHES, check_reached)
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, copy_slots)
+
+
+def check_reached(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    """APPLY_MODEL: after the first call of a run, raises ValueError when a later node's patch took a layer and left out our branches.
+
+    Only a call can tell: such a patch may hold what it replaced, and call it.
+    """
+    out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    call = transformer_options[KEY]
+    if call.run.guider is not None and call.run.owns(call.model):
+        call.run.kept.once(call.model, BRANCHES, lambda: refuse_lost(call.run, transformer_options))
+    return out
+
+
+def refuse_lost(run, options: dict) -> None:
+    put = run.guider.model_patcher.get_attachment(BRANCHES) or {}
+    taken = options.get("patches_replace", {}).get("attn2", {})
+    lost = {}
+    for layer, branches in put.items():
+        found = found_in(taken, layer)
+        here = found.branches if isinstance(found, Slot) else ()  # a slot that is not called belongs to a block that is skipped
+        if any((layer, id(branch)) not in run.reached and branch not in here for branch in branches if branch.holds(layer)):
+            lost[layer] = found.base if isinstance(found, Slot) else found
+    if lost:
+        raise ValueError(f"{name_of(next(iter(lost.values())))} sits where a face adapter was before, in {len(lost)} of {len(put)} "
+                         "cross-attention layers, and leaves it out: the person would be lost. Put its node before Face Adapter Apply, or take "
+                         "it off this model.")
 
 
 def copy_slots(old, new) -> None:

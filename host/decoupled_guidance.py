@@ -5,28 +5,28 @@ node owns the guidance, whichever came first. ComfyUI's own order of things stay
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.samplers
 import node_helpers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..attention.features import COND, UNCOND
 from ..guidance import decoupled as maths
 from ..guidance.decoupled import FORMULATIONS, IDENTITY, Row
 from ..guidance.schedule import step_count, step_of, value_at
-from .attention_maps import COUPLED
+from .decoupled import Slot, coupled
+from .kit.calls import KEY, Routes, name_of, note_calls
+from .kit.prompts import check_finite, check_prompt
 from .log import log
-from .prompts import check_finite, check_prompt
 
 NODE = "Decoupled CFG"
-KEY = "portrait_atelier.dcg"
-ROUTES = KEY + ".routes"
-QUERY = KEY + ".query"
+GUIDANCE = f"{KEY}.guidance"
 
 # Place of each row in ComfyUI's list (positive, negative, a third one), as an index into the formulation's rows.
 SLOTS = {"DCG_1": (2, 0, 1), "DCG_2": (2, 0, 1), "DCG_3": (1, 0, 2)}
-ID_ON, ID_OFF = 0, 1  # identity adapters take the first place in a call for the person and the second for nobody
+# Identity adapters take the first place in a call for the person and the second for nobody, as they do the two prompts'.
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +57,16 @@ class DecoupledCFG:
 def patched(model, dcg: DecoupledCFG):
     """A clone of `model` that is guided by `dcg` in every guider that leaves guidance to the model, at any CFG."""
     clone = model.clone()
-    if clone.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+    if clone.get_wrappers(WrappersMP.OUTER_SAMPLE, GUIDANCE):
         log.warning("%s: this model has a Decoupled CFG already; the later one counts.", NODE)
-        clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+        clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE)
+    note_calls(clone)
 
     def guide_run(executor, *args, **kwargs):
         install(executor.class_obj, dcg)
         return executor(*args, **kwargs)
 
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guide_run)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE, guide_run)
     return clone
 
 
@@ -87,27 +88,36 @@ def install(guider, dcg: DecoupledCFG) -> None:
     """Puts guidance into the options of one run, which ComfyUI drops after it. Nothing of it is on the model."""
     options = guider.model_options
     check_owner(options)
+    check_layout(options, dcg)
     for name, conds in guider.original_conds.items():
         check_finite([(cond.get("cross_attn"), cond) for cond in conds], f"The prompt '{name}' of the sampler behind {NODE}")
     tell(guider, dcg)
-    run = Run(dcg, guider)
+    run = Guided(dcg, guider)
     options["sampler_calc_cond_batch_function"] = run.predict
     # First among the post-CFG functions, in place of ComfyUI's own combination. A CFG function could not return a prediction
     # bit for bit, as it has to give x - prediction.
     options["sampler_post_cfg_function"] = [run.guide, *options.get("sampler_post_cfg_function", [])]
     # Anything but False keeps the negative prompt at CFG 1; True means that somebody else needs its prediction.
-    options["disable_cfg1_optimization"] = options.get("disable_cfg1_optimization") or KEY
-    wrappers = options["transformer_options"].setdefault("wrappers", {})
+    options["disable_cfg1_optimization"] = options.get("disable_cfg1_optimization") or GUIDANCE
+    wrappers = options["transformer_options"]["wrappers"][WrappersMP.APPLY_MODEL]
     # Outermost, so that other wrappers see the places that we publish.
-    wrappers[WrappersMP.APPLY_MODEL] = {KEY: [route], **wrappers.get(WrappersMP.APPLY_MODEL, {})}
+    options["transformer_options"]["wrappers"][WrappersMP.APPLY_MODEL] = {KEY: wrappers[KEY], **wrappers}
 
 
 def check_owner(options: dict) -> None:
     for slot in ("sampler_cfg_function", "sampler_calc_cond_batch_function"):
         if slot in options:
-            owner = getattr(options[slot], "__qualname__", type(options[slot]).__name__).split(".")[0]
-            raise ValueError(f"{NODE} and another guidance node ('{owner}', such as RescaleCFG) are on the same model, and only one of "
+            raise ValueError(f"{NODE} and another guidance node ({name_of(options[slot])}, such as RescaleCFG) are on the same model, and only one of "
                              "them can guide. Remove that node from the model line.")
+
+
+def check_layout(options: dict, dcg: DecoupledCFG) -> None:
+    """NAG of sd-perturbed-attention takes all rows from the first positive one on as positive."""
+    found = options["transformer_options"].get("patches_replace", {}).get("attn2", {}).values()
+    names = [getattr(patch.base if isinstance(patch, Slot) else patch, "__qualname__", "") for patch in found]
+    if not dcg.separate and any("nag_attn2_replace" in name for name in names):
+        raise ValueError(f"{NODE} packs three rows into one model call, and Normalized Attention Guidance (NAG) on the same model cannot tell "
+                         f"them apart. Set 'routing' of {NODE} to separate, or take NAG off this model.")
 
 
 def tell(guider, dcg: DecoupledCFG) -> None:
@@ -133,21 +143,21 @@ def tell(guider, dcg: DecoupledCFG) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What `Run.predict` leaves in the run's options for `Run.guide`."""
+    """What `Guided.predict` leaves for `Guided.guide`."""
 
     third: torch.Tensor
     weights: tuple[float, float, float]
     rescaled: bool
 
 
-class Run:
-    """Guidance of one sampling run. Holds no state of its own: what passes between its functions is in the run's options."""
+class Guided:
+    """Guidance of one sampling run. query: what the step's prediction left for its guidance."""
 
     def __init__(self, dcg: DecoupledCFG, guider):
-        self.dcg, self.guider = dcg, guider
+        self.dcg, self.guider, self.query = dcg, guider, None
 
     def predict(self, args: dict) -> list[torch.Tensor]:
-        """sampler_calc_cond_batch_function: the predictions of the first two places; the third one travels in the options.
+        """sampler_calc_cond_batch_function: the predictions of the first two places; the third one waits in `query`.
 
         Rows that cannot change the result are not computed and read as zeros.
         """
@@ -160,12 +170,12 @@ class Run:
             places.add(0)  # ComfyUI promises them the positive prediction,
         if options["disable_cfg1_optimization"] is True:
             places.add(1)  # and the negative one to those who ask
-        if transformer_options.get(COUPLED):
+        if coupled(transformer_options):
             places = {0, 1, 2}
         positive, negative = args["conds"]
         conds = [self.prompt(row, positive, negative) if place in places else None for place, row in enumerate(self.dcg.rows)]
         out = self.calculate(args, conds)
-        options[QUERY] = Query(out[2], weights, rescaled)
+        self.query = Query(out[2], weights, rescaled)
         return out[:2]
 
     def prompt(self, row: Row, positive, negative):
@@ -181,8 +191,8 @@ class Run:
 
     def calculate(self, args: dict, conds: list) -> list[torch.Tensor]:
         """The predictions for `conds`, None among them for zeros, in as few model calls as routing allows."""
-        places = [ID_ON if row.identity else ID_OFF for row in self.dcg.rows]
-        texts = [ID_ON if row.text else ID_OFF for row in self.dcg.rows]
+        places = [COND if row.identity else UNCOND for row in self.dcg.rows]
+        texts = [COND if row.text else UNCOND for row in self.dcg.rows]
         if not self.dcg.separate:
             return self.call(args, conds, places, texts)
         here = [cond if place == places[place] else None for place, cond in enumerate(conds[:2])]
@@ -191,14 +201,15 @@ class Run:
             if conds[number] is not None and place != number:
                 alone = [None, None]
                 alone[place] = conds[number]
-                out[number] = self.call(args, alone, [ID_ON, ID_OFF], [texts[number]] * 2)[place]
+                out[number] = self.call(args, alone, [COND, UNCOND], [texts[number]] * 2)[place]
         return out
 
     def call(self, args: dict, conds: list, places: Sequence[int], texts: Sequence[int]) -> list[torch.Tensor]:
         if all(cond is None for cond in conds):
             return [torch.zeros_like(args["input"]) for _ in conds]
         options = dict(args["model_options"])
-        options["transformer_options"] = {**options["transformer_options"], ROUTES: (tuple(places), tuple(texts))}
+        published = options["transformer_options"]
+        options["transformer_options"] = {**published, KEY: replace(published[KEY], routes=Routes(tuple(places), tuple(texts)))}
         return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
 
     def guide(self, args: dict) -> torch.Tensor:
@@ -206,7 +217,7 @@ class Run:
 
         Predictions of the clean picture are combined as they are; equation (6) is about epsilon, hence about x - prediction.
         """
-        query = args["model_options"].pop(QUERY, None)
+        query, self.query = self.query, None
         if query is None:
             raise ValueError(f"{NODE} cannot act in this guider ({type(self.guider).__name__}), which guides in its own way. Use KSampler, "
                              "CFG Guider or Decoupled CFG Guider.")
@@ -217,16 +228,3 @@ class Run:
             return guided
         x = args["input"]
         return x - maths.rescale(x - guided, x - rows[1], x - rows[2], self.dcg.phi)
-
-
-def route(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-    """APPLY_MODEL: tells patches of each chunk of rows whether it shows the person, and which prompt it carries.
-
-    Only in our calls, and in a copy: ComfyUI sorts the output by its own list.
-    """
-    if ROUTES in transformer_options:
-        places, texts = transformer_options[ROUTES]
-        listed = transformer_options["cond_or_uncond"]
-        transformer_options = {**transformer_options, "cond_or_uncond": [places[slot] for slot in listed],
-                               "pa_text": [texts[slot] for slot in listed]}
-    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 import torch
 
 from ..attention.blocks import LayerId
-from ..attention.masks import mask_on_grid
+from ..attention.features import UNCOND
 from ..identity.adapter import FaceAdapter
 from ..identity.faces import FaceIdentity
 from ..identity.weights import not_finite
-from ..segmentation.masks import check_aspect, checked
 from .attention_processors import cross_attention_numbers, lora_patches
-from .calls import CALL
 from .decoupled import ADAPTER_OFF, Slot, attend, change_slots
+from .kit.calls import KEY
+from .kit.masks import Region
+from .kit.sites import attention_layers, family
 from .log import log
-from .unet import attention_layers, family, transformers
 
 NODE = "Face Adapter Apply"
-MASK = f"The mask of {NODE}"
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}
-ID_OFF = 1  # the place of the negative prompt in a call; other packs' adapters agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,58 +37,35 @@ class KeyValue:
 
 @dataclass(frozen=True, eq=False)
 class FaceBranch:
-    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin.
-
-    mask: [masks, height, width] in [0, 1], None for everywhere; mask_size: the connected mask's (height, width).
-    """
+    """weight * mask * Attention(Q, K', V') of equation (3). first_tokens: where each person's tokens begin."""
 
     layers: Mapping[LayerId, KeyValue]
     first_tokens: range
     weight: float
     start: float
     end: float
-    mask: torch.Tensor | None
-    mask_size: tuple[int, int] | None
+    region: Region
 
     def holds(self, layer):
         return layer in self.layers
 
     def output(self, text, q, k, v, extra, layer, transform):
-        call = extra[CALL]
-        if self.mask_size is not None:
-            check_aspect(self.mask_size, call.run.size, MASK)
+        call = extra[KEY]
+        self.region.check(call)
         if layer not in self.layers or not call.within(self.start, self.end):
             return None
-        slots = extra["cond_or_uncond"]
-        rows = q.shape[0] // len(slots)
         mask = None
-        if self.mask is not None:
-            mask = self.mask_rows(call, rows, q, extra)
+        if self.region.mask is not None:
+            mask = self.region.at(call, q, extra)
             if mask is None:
                 return None
-        kv = self.layers[layer]
+        kv, rows = self.layers[layer], q.shape[0] // len(call.people)
 
         def chunks(person: torch.Tensor, nobody: torch.Tensor) -> torch.Tensor:
-            return torch.cat([call.moved(nobody if slot == ID_OFF else person, q).expand(rows, -1, -1) for slot in slots])
+            return torch.cat([call.moved(nobody if who == UNCOND else person, q).expand(rows, -1, -1) for who in call.people])
 
         out = self.weight * attend(q, chunks(kv.key, kv.null_key), chunks(kv.value, kv.null_value), extra, transform, self.first_tokens)
-        return out if mask is None else out * mask.repeat(len(slots), 1)[..., None]
-
-    def mask_rows(self, call, rows: int, q, extra) -> torch.Tensor | None:
-        """The mask at the queries of one chunk, [rows, queries]: mask i mod masks for picture i; None where it cannot be placed."""
-        height, width = extra["activations_shape"][-2:]
-        if call.cropped or q.shape[1] != height * width:
-            call.run.warn(f"{NODE}: a mask cannot be placed on a part of the picture or on merged queries; its identity sits out there.")
-            return None
-        key = (id(self.mask), height, width, q.device, q.dtype)
-        if key not in call.run.moved:
-            call.run.moved[key] = mask_on_grid(self.mask, (height, width)).to(q)
-        placed = call.run.moved[key]
-        window = extra.get("context_window")
-        pictures = range(rows)
-        if window is not None and window.dim == 0:
-            pictures = window.get_tensor(torch.arange(window.total_frames)).tolist()
-        return placed[[picture % len(placed) for picture in pictures]]
+        return out if mask is None else out * mask.to(q.dtype)[..., None]
 
 
 def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: float, lora_strength: float, shortcut: float, start: float,
@@ -102,8 +77,7 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     Raises ValueError for an adapter of another model and an identity that lacks what the adapter needs.
     """
     layers = check_fit(model, adapter)
-    if mask is not None:
-        mask = checked(mask, None, MASK)
+    region = Region.of(NODE, mask)
     clone = model.clone()
     if not identity.found or weight == lora_strength == 0:
         if not identity.found:
@@ -120,15 +94,12 @@ def patched(model, adapter: FaceAdapter, identity: FaceIdentity, *, weight: floa
     if weight == 0 or start >= end or not layers:
         clone.set_attachments(ADAPTER_OFF, True)
         return clone
-    mask_size = None if mask is None else tuple(mask.shape[-2:])
-    if mask is not None and bool((mask == 1).all()):
-        mask = None
     person, nobody, first_tokens = identity_tokens(adapter, identity, shortcut)
     projected = {layer: project(adapter, number, person, nobody) for layer, number in layers.items()}
     if not all(torch.isfinite(part).all() for kv in projected.values() for part in (kv.key, kv.value, kv.null_key, kv.null_value)):
         raise ValueError(f"{NODE}: '{adapter.name}' turns this identity into NaN or infinite values: the picture would be empty. Download the "
                          "file again, or lower 'shortcut'.")
-    branch = FaceBranch(projected, first_tokens, weight, start, end, mask, mask_size)
+    branch = FaceBranch(projected, first_tokens, weight, start, end, region)
     change_slots(clone, list(layers), list(attention_layers(model)),
                  lambda slot: Slot(slot.base, (*slot.branches, branch), slot.transforms))
     return clone
@@ -140,9 +111,7 @@ def check_fit(model, adapter: FaceAdapter) -> dict[LayerId, int]:
     Raises ValueError when the adapter was made for another model.
     """
     layers = {layer: number for number, layer in cross_attention_numbers(model).items()}
-    sizes = {(*block, index): (transformer.attn2.to_k.out_features, transformer.attn2.to_k.in_features)
-             for block, module in transformers(model.model.diffusion_model)
-             for index, transformer in enumerate(module.transformer_blocks)}
+    sizes = {layer: (block.attn2.to_k.out_features, block.attn2.to_k.in_features) for layer, block in attention_layers(model).items()}
     wanted = {layers[layer]: size for layer, size in sizes.items()}
     held = {number: tuple(key.shape) for number, (key, _) in adapter.keys_values.items()}
     values = {number: tuple(value.shape) for number, (_, value) in adapter.keys_values.items()}

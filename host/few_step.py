@@ -7,7 +7,7 @@ import comfy_extras.nodes_custom_sampler
 import comfy_extras.nodes_model_advanced
 import torch
 
-from .unet import attention_layers
+from .kit.sites import attention_layers
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..attention.features import UNCOND
+
 
 def recomputable(callback, kwargs: dict, extra: dict) -> bool:
     """Whether the arguments describe weight * mask * Attention(Q, K', V') and nothing else."""
@@ -43,7 +45,7 @@ def branch(q: torch.Tensor, kwargs: dict, extra: dict, attention) -> torch.Tenso
     def project(kind: str) -> torch.Tensor:
         layer = adapter.ip_layers.to_kvs[f"{name}_to_{kind}_ip"]
         tokens = {False: layer(kwargs["cond"]), True: layer(kwargs["uncond"])}
-        return torch.cat([tokens[slot == 1].flatten(0, 1).expand(rows, -1, -1) for slot in slots])
+        return torch.cat([tokens[slot == UNCOND].flatten(0, 1).expand(rows, -1, -1) for slot in slots])
 
     out = attention(q, project("k"), project("v")) * kwargs.get("weight", 1.0)
     mask = kwargs.get("mask")

@@ -19,7 +19,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, Upsample
 
 from ..attention.injection import Plan, Sites
 from .adapters import LowRank
-from .unet import transformers
+from .kit.calls import Kept
+from .kit.sites import blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +45,10 @@ def injected_modules(model, sites: Sites) -> dict[str, str]:
     for number in sites.features:
         # The last convolution of the ResBlock, before the skip connection is added.
         found[names[next(module for module in unet.output_blocks[number] if isinstance(module, ResBlock)).out_layers[3]]] = "f"
-    for block, transformer in transformers(unet):
-        for index, layer in enumerate(transformer.transformer_blocks):
-            for kind, layers, attention in (("sa", sites.self_attention, layer.attn1), ("ca", sites.cross_attention, layer.attn2)):
-                if (*block, index) in layers:
-                    found |= {names[attention.to_q]: kind, names[attention.to_k]: kind}
+    for name, layer in blocks(unet).items():
+        for kind, layers, attention in (("sa", sites.self_attention, layer.attn1), ("ca", sites.cross_attention, layer.attn2)):
+            if name in layers:
+                found |= {names[attention.to_q]: kind, names[attention.to_k]: kind}
     return found
 
 
@@ -63,7 +63,7 @@ class Routed:
     loras: Mapping[int, Lora]
     kinds: Mapping[str, str]
     handles: list = field(default_factory=list)
-    moved: dict = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     local: threading.local = field(default_factory=threading.local)
 
     def __enter__(self):
@@ -79,7 +79,7 @@ class Routed:
     def __exit__(self, *error):
         while self.handles:
             self.handles.pop().remove()
-        self.moved.clear()
+        self.kept.clear()
 
     @contextlib.contextmanager
     def call(self, plan: Plan):
@@ -120,14 +120,8 @@ class Routed:
         return route
 
     def _low_rank(self, pair: LowRank, x: torch.Tensor, dtype) -> torch.Tensor:
-        up, down = self._near(pair.up, x, dtype), self._near(pair.down, x, dtype)
+        up, down = (self.kept.moved(half, x.device, dtype) for half in (pair.up, pair.down))
         x = x.to(dtype)
         if x.ndim == 4:
             return F.conv2d(F.conv2d(x, down[:, :, None, None]), up[:, :, None, None])
         return F.linear(F.linear(x, down), up)
-
-    def _near(self, tensor: torch.Tensor, like: torch.Tensor, dtype) -> torch.Tensor:
-        key = (id(tensor), like.device, dtype)
-        if key not in self.moved:
-            self.moved[key] = tensor.to(like.device, dtype)
-        return self.moved[key]

@@ -19,10 +19,10 @@ from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
 from ..training import style_lora as maths
-from .extract import check_latent
+from .kit.latents import check_latent
+from .kit.prompts import one_prompt
+from .kit.sites import attention_layers, blocks, family
 from .log import log
-from .prompts import UNSUPPORTED, check_prompt
-from .unet import attention_layers, family, transformers
 from .unfinished import check_prefix, keep
 
 NODE = "Style LoRA Train"
@@ -41,7 +41,7 @@ def train_style(model, vae, pictures: torch.Tensor, caption: list, *, rank: int,
     """
     attention_layers(model)
     prediction, alphas = schedule(model)
-    check_caption(model, caption)
+    one_prompt(model, caption, "caption", NODE, "training cannot follow")
     check_prefix(prefix, steps, NODE)
     pictures = opaque(pictures)
     flip, window = AUGMENTS[augment]
@@ -178,16 +178,6 @@ def schedule(model) -> tuple[str, torch.Tensor]:
     return kind, (1 / (1 + table.sigmas.double() ** 2)).float().cpu().clone()
 
 
-def check_caption(model, caption: list) -> None:
-    """Raises ValueError unless it is one prompt for the whole picture at all times."""
-    if len(caption) != 1:
-        raise ValueError(f"'caption' of {NODE} holds {len(caption)} prompts. Connect one CLIP Text Encode, without Combine.")
-    found = [key for key in UNSUPPORTED if caption[0][1].get(key) is not None]
-    if found:
-        raise ValueError(f"'caption' of {NODE} carries '{found[0]}', which training cannot follow. Connect the CLIP Text Encode itself.")
-    check_prompt(model, caption, f"'caption' of {NODE}")
-
-
 def opaque(pictures: torch.Tensor) -> torch.Tensor:
     """The colours of IMAGE [B, H, W, 1 to 4 channels] as RGB: grey is repeated, opacity (the 2nd or 4th channel) left out.
 
@@ -233,12 +223,11 @@ def target_modules(inner, targets: str) -> dict[str, torch.nn.Module]:
     """{name inside the UNet: Linear} of the projections that are trained, self- and cross-attention of every layer: 96 in SD1.5."""
     names = {module: name for name, module in inner.diffusion_model.named_modules()}
     found = {}
-    for _, transformer in transformers(inner.diffusion_model):
-        for layer in transformer.transformer_blocks:
-            for attention in (layer.attn1, layer.attn2):
-                for part in TARGETS[targets]:
-                    module = attention.get_submodule(part)
-                    found[names[module]] = module
+    for layer in blocks(inner.diffusion_model).values():
+        for attention in (layer.attn1, layer.attn2):
+            for part in TARGETS[targets]:
+                module = attention.get_submodule(part)
+                found[names[module]] = module
     return found
 
 

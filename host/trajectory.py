@@ -12,10 +12,10 @@ import comfy.utils
 import torch
 
 from ..guidance.inversion import invert_step
-from .extract import OneCall, check_latent, shared_noise
+from .kit.latents import OneCall, check_latent, fingerprint, shared_noise
+from .kit.prompts import one_prompt
+from .kit.sites import attention_layers
 from .log import log
-from .prompts import one_prompt
-from .unet import attention_layers, family
 
 MODES = ("ddim", "forward", "reference", "shared noise")
 REFERENCE_STEPS = 999
@@ -59,11 +59,6 @@ class Trajectory:
         if self.shared:
             return self.noised(self.latents.to(device), step)
         return self.latents[step:step + 1].to(device)
-
-
-def fingerprint(model) -> tuple[str, object]:
-    """Family and weights (with the LoRAs loaded into them) of a MODEL."""
-    return family(model), (model.clone_base_uuid, model.patches_uuid)
 
 
 def timesteps_of(model_sampling, sigmas: torch.Tensor) -> tuple[int, ...]:

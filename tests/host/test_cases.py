@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import types
+from dataclasses import replace
 
 import comfy.cldm.cldm
 import comfy.context_windows
@@ -22,6 +24,7 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 from portrait_atelier.host import seac as host
+from portrait_atelier.host.kit.calls import Call, Routes, Run
 
 TOLERANCE = 1e-5
 
@@ -91,9 +94,9 @@ def test_windows_that_touch_leave_no_gap(sd15, content, banks, third):
         percent_to_sigma = staticmethod(lambda percent: 1 - percent)
 
     model = sd15.patch(None, third, start=0.5, end=1.0, model=sd15.patch(*banks, start=0.0, end=0.5))
-    run = host.Run(model.get_attachment(host.KEY), Sampling, (8, 8), None)
-    active = [[run.seac.references.index(r) for r in run.hooked(content, torch.tensor([sigma]), {"cond_or_uncond": [0]})[host.CALL].active]
-              for sigma in (0.75, 0.5, 0.25)]
+    seac, inner = model.get_attachment(host.SLOT), types.SimpleNamespace(model_sampling=Sampling, diffusion_model=model.model.diffusion_model)
+    calls = [Call(Run((8, 8)), inner, sigma, texts=(0,)) for sigma in (0.75, 0.5, 0.25)]
+    active = [[seac.references.index(r) for r in host.hooked(seac, call, {})[host.KEY].attention.active] for call in calls]
     assert active == [[0], [0, 1], [1]]
 
 
@@ -169,14 +172,13 @@ def test_areas_see_whole_banks(sd15, banks, tensor, apart):
 
 def slots_seen(monkeypatch):
     seen = []
-    hooked = host.Run.hooked
+    hooked = host.hooked
 
-    def listen(self, x, t, options):
-        result = hooked(self, x, t, options)
-        seen.append((list(options["cond_or_uncond"]), result[host.CALL].slots))
-        return result
+    def listen(seac, call, options):
+        seen.append((list(options["cond_or_uncond"]), list(call.texts)))
+        return hooked(seac, call, options)
 
-    monkeypatch.setattr(host.Run, "hooked", listen)
+    monkeypatch.setattr(host, "hooked", listen)
     return seen
 
 
@@ -207,7 +209,7 @@ def test_guidance_nodes_may_name_the_slots(sd15, content, banks, monkeypatch):
     model = sd15.model.clone()
 
     def publish(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kw):
-        options = {**transformer_options, "pa_text": [1 - slot for slot in transformer_options["cond_or_uncond"]]}
+        options = {**transformer_options, host.KEY: replace(transformer_options[host.KEY], routes=Routes((0, 1), (1, 0)))}
         return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", publish)
@@ -345,21 +347,6 @@ def test_layers_that_others_replaced_are_left_to_them(sd15, tensor, guidance, op
     assert not torch.equal(out, sd15.sample(guide(sd15.model), target)), "SEAC acts"
 
 
-def test_unguarded_perturbed_attention_crashes(sd15, tensor, monkeypatch):
-    """What the guard is for."""
-    hooked = host.Run.hooked
-
-    def unguarded(self, x, t, options):
-        options = hooked(self, x, t, options)
-        options[host.CALL] = host.Call(self, self.seac.references, options[host.CALL].slots, frozenset(), None, False)
-        return options
-
-    monkeypatch.setattr(host.Run, "hooked", unguarded)
-    banks = [sd15.features(tensor(1, 4, 8, 8, seed=seed), layers="all") for seed in (3, 4)]
-    with pytest.raises(RuntimeError):
-        sd15.sample(PerturbedAttentionGuidance.execute(sd15.patch(*banks), 3.0)[0], tensor(1, 4, 8, 8, seed=6))
-
-
 @pytest.mark.parametrize("index", [None, 0])
 def test_a_foreign_replacement_keeps_its_layer(sd15, content, banks, index):
     calls = []
@@ -420,13 +407,13 @@ def test_torch_compile(make_studio, content, tensor, monkeypatch):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=options.get("scale")).transpose(1, 2).flatten(-2)
 
     model.model_options["transformer_options"]["optimized_attention_override"] = simple_attention
-    compiled, traced, groups = model.clone(), [], host.Call.groups
+    compiled, traced, groups = model.clone(), [], host.Control.groups
 
     def listen(self, *args):
         traced.append(torch.compiler.is_dynamo_compiling())
         return groups(self, *args)
 
-    monkeypatch.setattr(host.Call, "groups", listen)
+    monkeypatch.setattr(host.Control, "groups", listen)
     set_torch_compile_wrapper(compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
     with torch.inference_mode(False), torch.no_grad():
         outs = [studio.sample(m, content) for m in (compiled, model, studio.model)]

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 
 from portrait_atelier.guidance import decoupled as maths
 from portrait_atelier.host import decoupled_guidance as host
+from portrait_atelier.host.kit.calls import KEY, Routes
 from portrait_atelier.nodes.decoupled_cfg import DecoupledCFG
 from portrait_atelier.nodes.decoupled_cfg_guider import DecoupledCFGGuider
 from portrait_atelier.nodes.few_step_preset import FewStepPreset
@@ -35,7 +36,7 @@ class Adapter:
 
     def __call__(self, q, k, v, extra):
         places = extra["cond_or_uncond"]
-        self.seen.append((tuple(places), tuple(extra.get("pa_text", ()))))
+        self.seen.append((tuple(places), extra[KEY].texts if KEY in extra else ()))
         width = q.shape[-1]
         if width not in self.entries:
             generator = torch.Generator().manual_seed(width)
@@ -164,7 +165,7 @@ def test_the_equations(nano, model, tensor, run, name, phi, steps, routing):
 
 def rescaled_denoised(self, args):
     """Equation (6) on predictions of the clean picture."""
-    query = args["model_options"].pop(host.QUERY)
+    query, self.query = self.query, None
     listed = (args["cond_denoised"], args["uncond_denoised"], query.third)
     rows = [listed[host.SLOTS[self.dcg.formulation].index(row)] for row in range(3)]
     guided = maths.combine(rows, query.weights)
@@ -179,12 +180,12 @@ REAL = types.SimpleNamespace(coefficients=maths.coefficients, rescale=maths.resc
 MUTANTS = {
     "rows exchanged": (maths, "combine", lambda rows, weights: REAL.combine([rows[0], rows[2], rows[1]], weights)),
     "cond and uncond exchanged": (maths, "combine", lambda rows, weights: REAL.combine(rows[::-1], weights)),
-    "identity on and off": (host, "ID_ON", 1),
-    "rescale on denoised": (host.Run, "guide", rescaled_denoised),
+    "identity on and off": (host, "Routes", lambda people, texts: Routes(tuple(1 - place for place in people), texts)),
+    "rescale on denoised": (host.Guided, "guide", rescaled_denoised),
     "alpha and beta exchanged": (maths, "coefficients", lambda name, alpha, beta: REAL.coefficients(name, beta, alpha)),
     "phi's complement": (maths, "rescale", lambda *args: REAL.rescale(*args[:3], 1 - args[3])),
     "deviation over the batch": (maths, "rescale", over_the_batch),
-    "no routing": (host, "route", lambda executor, *args, **kwargs: executor(*args, **kwargs)),
+    "no routing": (host, "Routes", lambda people, texts: None),
 }
 
 
@@ -238,7 +239,7 @@ def test_wrappers_of_others_are_told_too(model, run, order):
     seen = set()
 
     def note(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        seen.add((tuple(transformer_options["cond_or_uncond"]), tuple(transformer_options["pa_text"])))
+        seen.add((tuple(transformer_options["cond_or_uncond"]), transformer_options[KEY].texts))
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def listen(m):
@@ -295,10 +296,9 @@ def test_row_counts(model, tensor, run, steps, counts):
 def test_leaving_out_rows_changes_nothing(model, run, apart, name):
     options = {"formulation": name, "alpha": "1, 0, 2, 1", "beta": "1, 2, 2, 1", "rescale": 0.75}
     few = run(dcg(model, **options))
-    every = model.clone()
-    every.model_options["transformer_options"][host.COUPLED] = True
-    with Rows(model) as rows:
-        out = run(dcg(every, **options))
+    with Rows(model) as rows, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "coupled", lambda options: True)
+        out = run(dcg(model, **options))
     assert rows == [3, 3, 3, 3]
     assert apart(few, out) < TOLERANCE
 
@@ -549,13 +549,13 @@ def test_with_seac(nano, latent, tensor, apart):
 
 def test_seac_reads_the_prompt_of_a_row(nano, latent, tensor, monkeypatch):
     from portrait_atelier.host import seac
-    model, seen, real = with_adapter(nano.model), [], seac.Run.slots
+    model, seen, real = with_adapter(nano.model), [], seac.hooked
 
-    def note(self, options):
-        seen.append(tuple(real(self, options)))
-        return list(seen[-1])
+    def note(patch, call, options):
+        seen.append(call.texts)
+        return real(patch, call, options)
 
-    monkeypatch.setattr(seac.Run, "slots", note)
+    monkeypatch.setattr(seac, "hooked", note)
     patched = nano.patch(nano.features(latent), nano.features(tensor(1, 4, 8, 8, seed=9)), model=model)
     seen.clear()
     # The same prompt twice: only what we publish tells its rows apart from each other.

@@ -484,6 +484,34 @@ def test_cancel_leaves_the_model_untouched(desk, path, when):
     assert torch.equal(desk.run(outputs), desk.sample(path, branches)), "and the same guider runs again"
 
 
+def test_who_needs_the_negative_prompt_gets_it(desk, path):
+    """At guidance 1 its rows are left out, unless another node asked for its prediction."""
+    for wanted in (True, False):
+        model, told = desk.model.clone(), []
+        model.set_model_sampler_pre_cfg_function(lambda args, told=told: told.append(args["conds_out"][1]) or args["conds_out"],
+                                                 disable_cfg1_optimization=wanted)
+        with unet_rows(desk) as rows:
+            desk.sample(path, desk.branch(), model=model, cfg=1.0)
+        assert all(bool(negative.any()) is wanted for negative in told) and len(told) == 4
+        assert max(rows) == 2 + wanted
+
+
+def test_other_patches_take_the_source_for_a_negative_row(desk, path):
+    seen, model = set(), desk.model.clone()
+    model.set_model_attn2_patch(lambda n, context, value, extra: seen.add(tuple(extra["cond_or_uncond"])) or (n, context, value))
+    desk.sample(path, desk.branch(), model=model)
+    assert seen == {(1, 1, 0), (1, 0)}, "source, negative, style; later without the source"
+
+
+def test_attention_control_acts_on_packed_rows(desk, make_studio, path, tensor):
+    """SEAC on the same model: its tokens are projected beside the packed rows, and no branch's LoRA takes them for a row."""
+    studio = make_studio("nano")
+    banks = [studio.features(tensor(1, 4, 8, 8, seed=seed), model=desk.model) for seed in (4, 5)]
+    model, branch = studio.patch(*banks, model=desk.model), desk.branch(lora=desk.lora(1))
+    out = desk.sample(path, branch, model=model)
+    assert torch.isfinite(out).all() and not torch.equal(out, desk.sample(path, branch))
+
+
 def test_noise_is_not_used(desk, path, caplog):
     outputs = desk.inject(path, desk.branch())
     noise = comfy_extras.nodes_custom_sampler.RandomNoise.execute(3)[0]

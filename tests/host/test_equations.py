@@ -111,11 +111,12 @@ def lambda_on_source(patch):
 
 
 def lambda_on_values(patch):
-    patch.setattr(maths, "joint_values", maths.joint_keys)
+    patch.setattr(maths, "joint_values", lambda groups: torch.cat([group.scale * group.values for group in groups], 1))
 
 
 def lambda_missing(patch):
-    patch.setattr(maths, "joint_keys", maths.joint_unscaled_keys)
+    keys = maths.joint_keys
+    patch.setattr(maths, "joint_keys", lambda groups: keys([replace(group, scale=1.0) for group in groups]))
 
 
 def own_keys_kept(patch):
@@ -124,21 +125,21 @@ def own_keys_kept(patch):
     patch.setattr(maths, "logit_bias", lambda groups, per_group: None)
 
 
-def banks_exchanged(patch):
-    rows = host.Call.rows
-    patch.setattr(host.Call, "rows", lambda self, tensors, *a: rows(self, {0: tensors[1], 1: tensors[0]}, *a))
+def banks_exchanged(patch, of=(1, 0)):
+    group = host.Control.group
+    patch.setattr(host.Control, "group", lambda self, bank, *a, **k: group(
+        self, replace(bank, features={text: bank.features[other] for text, other in enumerate(of)}), *a, **k))
 
 
 def one_bank_for_both(patch):
-    rows = host.Call.rows
-    patch.setattr(host.Call, "rows", lambda self, tensors, *a: rows(self, {0: tensors[0], 1: tensors[0]}, *a))
+    banks_exchanged(patch, (0, 0))
 
 
 def source_and_reference_exchanged(patch):
     present = maths.present
     def swapped(groups):
         source, reference = present(groups)
-        return [replace(source, features=reference.features), replace(reference, features=source.features)]
+        return [replace(source, keys=reference.keys, values=reference.values), replace(reference, keys=source.keys, values=source.values)]
     patch.setattr(maths, "present", swapped)
 
 
@@ -159,19 +160,17 @@ def test_mutants_fail(sd15, literal, trace, tensor, monkeypatch, mutant):
 
 
 def test_shifted_window_fails(sd15, literal, trace, tensor, monkeypatch):
-    class Shifted(host.Run):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.windows = [(high * 0.7, low) for high, low in self.windows]
+    def within(call, start, end):
+        to_sigma = call.model.model_sampling.percent_to_sigma
+        return to_sigma(end) <= call.sigma <= 0.7 * to_sigma(start)
 
-    monkeypatch.setattr(host, "Run", Shifted)
+    monkeypatch.setattr(host.Call, "within", within)
     assert error_of_law(sd15, literal, trace, tensor, steps=4, start=0.6, end=0.8) > 1e-2
 
 
 def test_pairing_mutant_fails(sd15, literal, trace, tensor, monkeypatch):
-    rows = host.Call.rows
-    monkeypatch.setattr(host.Call, "rows", lambda self, tensors, layer, per_slot, like, dtype, cycle:
-                        rows(self, tensors, layer, per_slot, like, dtype, True).flip(0))
+    rows = host.Control.rows
+    monkeypatch.setattr(host.Control, "rows", lambda self, stored, like, cycle: rows(self, stored, like, True).flip(0))
     error = error_of_law(sd15, literal, trace, tensor, content=(2, 4, 8, 8), style=(2, 4, 8, 8), target=(2, 4, 8, 8), cycle=True,
                          steps=1, cfg=1.0)
     assert error > 1e-2
@@ -193,6 +192,9 @@ def test_biased_keys(biased, literal, trace, tensor):
 
 
 def test_biased_keys_with_scaled_input_fail(biased, literal, trace, tensor, monkeypatch):
-    install = host.install
-    monkeypatch.setattr(host, "install", lambda model, seac: install(model, replace(seac, biased_keys=False)))
+    def keys(groups):
+        bias = tensor(groups[0].keys.shape[-1], seed=11)
+        return torch.cat([group.scale * (group.keys - bias) + bias for group in groups], 1)
+
+    monkeypatch.setattr(maths, "joint_keys", keys)
     assert error_of_law(biased, literal, trace, tensor, steps=1) > 1e-2

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from dataclasses import replace
+from functools import partial
 
 import comfy.model_management
 import comfy.sample
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from portrait_atelier.attention import seac as maths
 from portrait_atelier.host import extract
 from portrait_atelier.host import seac as host
+from portrait_atelier.host.kit.calls import note_call
 
 TOLERANCE = 1e-5
 
@@ -70,7 +72,7 @@ def test_self_reference_breaks_when_it_should(sd15, content, apart):
 @pytest.mark.parametrize("off", [{"strength": 0.0}, {"start": 1.0, "end": 1.0}, {"start": 0.6, "end": 0.4}, {"layers": ""}])
 def test_off_is_the_plain_model(sd15, content, banks, off):
     model = sd15.patch(*banks, **off)
-    assert not any(host.KEY in keys for keys in model.wrappers.values())
+    assert not any(key.startswith(host.KEY) for keys in model.wrappers.values() for key in keys)
     assert model.model_options == sd15.model.model_options and model is not sd15.model
     assert torch.equal(sd15.sample(model, content), sd15.sample(sd15.model, content))
     chained = sd15.patch(None, banks[1], model=model)
@@ -126,7 +128,7 @@ def test_cached_equals_recomputed_every_step(sd15, content, style, banks):
 
     def fresh(guider, latent):
         recorder = extract.Recorder(frozenset(banks[0].layers), torch.device("cpu"))
-        options = {"transformer_options": {"wrappers": {WrappersMP.APPLY_MODEL: {"test": [recorder.listen]}},
+        options = {"transformer_options": {"wrappers": {WrappersMP.APPLY_MODEL: {"test": [note_call, recorder.listen]}},
                                            "sample_sigmas": torch.zeros(1)}}
         inner = guider.inner_model
         sigma = extract.feature_sigma(inner.model_sampling, 99)
@@ -136,11 +138,13 @@ def test_cached_equals_recomputed_every_step(sd15, content, style, banks):
 
     def recompute(executor, x, timestep, model_options={}, seed=None):
         guider = executor.class_obj
-        seac = model.get_attachment(host.KEY)
+        seac = model.get_attachment(host.SLOT)
         source, reference = fresh(guider, content), fresh(guider, style)
         seac = replace(seac, source=source, references=(replace(seac.references[0], bank=reference),))
         options = dict(model_options, transformer_options=dict(model_options["transformer_options"]))
-        options["transformer_options"][host.KEY] = host.Run(seac, guider.inner_model.model_sampling, x.shape[-2:], guider)
+        wrappers = options["transformer_options"]["wrappers"]
+        renewed = {**wrappers[WrappersMP.APPLY_MODEL], host.SLOT: [partial(host.hook_call, seac)]}
+        options["transformer_options"]["wrappers"] = {**wrappers, WrappersMP.APPLY_MODEL: renewed}
         seen.append(float(timestep[0]))
         return executor(x, timestep, options, seed)
 
@@ -217,14 +221,13 @@ def test_both_paths_agree(sd15, content, banks, apart, monkeypatch):
 
     def zero_bias(groups, per_group):
         called.append(1)
-        return torch.zeros(1, 1, sum(group.features.shape[1] for group in groups))
+        return torch.zeros(1, 1, sum(group.keys.shape[1] for group in groups))
 
     monkeypatch.setattr(maths, "logit_bias", zero_bias)
-    monkeypatch.setattr(host.SEAC, "needs_bias", True)
     assert apart(sd15.sample(model, content), concatenated) < TOLERANCE
     assert called
     monkeypatch.setattr(maths, "logit_bias", lambda groups, per_group: zero_bias(groups, per_group).expand(1, query_count(groups), -1))
-    query_count = lambda groups: groups[0].features.shape[1]  # self has as many tokens as the square target
+    query_count = lambda groups: groups[0].keys.shape[1]  # self has as many tokens as the square target
     assert apart(sd15.sample(model, content), concatenated) < TOLERANCE
 
 

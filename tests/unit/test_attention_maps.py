@@ -64,7 +64,7 @@ def literal_am2(maps, d, s, p=0.65, w=0.3, first=(0,), published=False):
                     if published:
                         q = torch.tensor(q).half().double().item()
                     for i in range(queries):
-                        shifted[b, h, i] = 1 / (1 + math.exp(-d * ((source[b][h][i] - low) / (high - low) - q)))
+                        shifted[b, h, i] = 1 / (1 + math.exp(min(-d * ((source[b][h][i] - low) / (high - low) - q), 700)))
             bottom, top = min(shifted.values()), max(shifted.values())
             for b in group:
                 for h in range(heads):
@@ -150,6 +150,18 @@ def test_rows_are_independent():
     assert torch.equal(maths.scheduled_softmax(maps[[2, 0, 1]], D, S), together[[2, 0, 1]])
     for row in range(3):
         assert torch.equal(maths.scheduled_softmax(maps[row:row + 1], D, S)[0], together[row])
+
+
+def test_no_sharpness_leaves_the_map():
+    maps = random_maps()
+    assert error(maths.scheduled_softmax(maps, 0.0, S, adain_weight=0.0), maps.double()) < 1e-6
+
+
+def test_a_threshold_is_never_zero():
+    """Where most queries pay a token no attention its quantile is 0; the published 1e-6 shows where sharpness makes it count."""
+    maps = random_maps(rows=1, heads=1, queries=20, tokens=3)
+    maps[:, :, :15, 1], maps[:, :, 15, 1] = 0, 2e-6
+    assert error(maths.scheduled_softmax(maps, 2e5, S), literal_am2(maps, 2e5, S)) < 1e-4
 
 
 def test_published_coupling_is_not():

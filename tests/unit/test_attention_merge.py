@@ -1,7 +1,11 @@
 import itertools
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from portrait_atelier.attention import merge
 from portrait_atelier.attention.merge import merge_tokens, split_cells
@@ -132,6 +136,39 @@ def test_half_precision_is_kept():
     assert merged.dtype == torch.bfloat16
 
 
+class Peak(TorchDispatchMode):
+    """Bytes of the tensors made inside, the most that lived at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.most = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.most = max(self.most, self.live)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return out
+
+    def free(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_memory_does_not_grow_with_pairs_of_tokens(monkeypatch, ratio):
+    monkeypatch.setattr(merge, "AT_ONCE", 2**14)
+    x = features((64, 64), images=1).repeat(1, 1, 8)
+    with Peak() as peak:
+        merge_tokens(x, (64, 64), ratio, seed=0)
+    assert peak.most < 8 * x.nbytes, peak.most / x.nbytes
+
+
 # Mutants of the merge: each breaks the comparison with the loops.
 
 def dot_product_instead_of_cosine(patch):
@@ -144,8 +181,8 @@ def least_similar_first(patch):
 
 
 def destination_left_out_of_its_mean(patch):
-    one_hot = merge.F.one_hot
-    patch.setattr(merge.F, "one_hot", lambda index, classes: one_hot(index, classes) * 2)
+    scatter = torch.Tensor.scatter_add
+    patch.setattr(torch.Tensor, "scatter_add", lambda x, dim, index, ones: scatter(x, dim, index, ones) - 1)
 
 
 @pytest.mark.parametrize("mutant", [dot_product_instead_of_cosine, least_similar_first, destination_left_out_of_its_mean])

@@ -42,6 +42,15 @@ def test_a_share_of_one_displaces_all_others():
     assert source == b == 0 and a == c == 0.5
 
 
+def test_shares_of_one_with_different_masks():
+    """Each displaces the source where its own mask is, and gives way to the other where that one's is."""
+    first, second = torch.tensor([[0.0, 1.0, 0.0, 0.5, 1.0]]), torch.tensor([[0.0, 0.0, 1.0, 0.5, 1.0]])
+    _, source, (a, b) = group_shares(1.0, [ReferenceShare(1.0, mask=first), ReferenceShare(1.0, mask=second)])
+    torch.testing.assert_close(source, torch.tensor([[1.0, 0.0, 0.0, 0.2, 0.0]]))
+    torch.testing.assert_close(a, torch.tensor([[0.0, 1.0, 0.0, 0.4, 0.5]]))
+    torch.testing.assert_close(b, torch.tensor([[0.0, 0.0, 1.0, 0.4, 0.5]]))
+
+
 def test_masked_shares_per_query():
     mask = torch.tensor([[0.0, 0.5, 1.0]])
     own, source, (reference,) = group_shares(0.6, [ReferenceShare(0.5, mask=mask)])
@@ -55,7 +64,7 @@ def test_masked_shares_per_query():
 # Bias.
 
 def groups(shares=(0.5, 0.5), sizes=(3, 4), weights=(None, None)):
-    return [Group(random(2, n, HEADS * SIZE, seed=n), share=s, weights=w) for n, s, w in zip(sizes, shares, weights)]
+    return [Group(*[random(2, n, HEADS * SIZE, seed=n)] * 2, share=s, weights=w) for n, s, w in zip(sizes, shares, weights)]
 
 
 def test_equal_shares_need_no_bias():
@@ -115,7 +124,7 @@ def test_bias_per_query_equals_weighted_softmax():
 def test_small_shares_survive_half_precision():
     """One bfloat16 channel would lose two decimals of ln(share) * sqrt(d)."""
     k, v = torch.zeros(1, 7, 10), random(1, 7, 10, seed=3)
-    bias = logit_bias([Group(torch.zeros(1, n, 10), share=s) for n, s in ((3, 0.0137), (4, 0.9863))], per_group=False)
+    bias = logit_bias([Group(*[torch.zeros(1, n, 10)] * 2, share=s) for n, s in ((3, 0.0137), (4, 0.9863))], per_group=False)
     seen = []
 
     def listening(q, k, v, scale):
@@ -124,16 +133,52 @@ def test_small_shares_survive_half_precision():
         return plain_attention(q.transpose(1, 2).flatten(-2), k.transpose(1, 2).flatten(-2), v.float(), scale=scale)
 
     attend(torch.zeros(1, 1, 10).bfloat16(), k.bfloat16(), v.bfloat16(), HEADS, bias, listening)
-    torch.testing.assert_close(seen[0], bias[0, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[0] - seen[0].max(), bias[0, 0] - bias.max(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[0].max(), -seen[0].min())  # centred
+
+
+def test_a_kernel_of_8_bits_keeps_its_precision():
+    """Kernels that round keys of a head to 8 bits take steps of the largest value: the bias must not be that."""
+    size, (q, k, v) = 40, (random(1, n, HEADS * 40, seed=n) for n in (60, 50, 40))
+    k, v = torch.cat([k, v[:, :14]], 1), random(1, 64, HEADS * size, seed=5)
+    bias = logit_bias([Group(*[k[:, :32]] * 2, share=s) for s in (0.02, 0.98)], per_group=False)
+
+    def rounded(x):
+        x = x.unflatten(-1, (HEADS, -1))
+        step = x.abs().amax((1, 3), keepdim=True) / 127
+        return ((x / step).round() * step).flatten(-2)
+
+    def eight_bits(q, k, v, scale):
+        return plain_attention(rounded(q), rounded(k), v, scale=scale)
+
+    exact = attend(q, k, v, HEADS, bias, plain_attention)
+    error = (attend(q, k, v, HEADS, bias, eight_bits) - exact).norm() / exact.norm()
+    assert error < 0.04, error
+
+
+@pytest.mark.parametrize("size, widest", [(120, 128), (128, 128), (160, 168)])
+def test_no_head_gets_wider_than_kernels_take(size, widest):
+    """Heads of up to 128 channels stay so, with a mask where the extra channels would not fit; wider ones have their kernel."""
+    q, k, v = random(1, 6, HEADS * size, seed=1), random(1, 7, HEADS * size, seed=2), random(1, 7, HEADS * size, seed=3)
+    bias = logit_bias(groups(shares=(0.1, 0.9)), per_group=False)[:1]
+    seen = []
+
+    def narrow(q, k, v, **options):
+        seen.append((q.shape[-1] // HEADS, "mask" in options))
+        return plain_attention(q, k, v, **options)
+
+    out = attend(q, k, v, HEADS, bias, narrow)
+    assert seen == [(min(size + seac.EXTRA_CHANNELS, widest), size == 128)]
+    logits = torch.stack([q[..., i * size:(i + 1) * size] @ k[..., i * size:(i + 1) * size].mT for i in range(HEADS)], 1) / size**0.5
+    expected = (logits + bias[:, None]).softmax(-1) @ v.unflatten(-1, (HEADS, size)).transpose(1, 2)
+    torch.testing.assert_close(out, expected.transpose(1, 2).flatten(-2), rtol=1e-4, atol=1e-5)
 
 
 def test_joint_keys_and_values():
     a, b = random(1, 2, 4, seed=1), random(1, 3, 4, seed=2)
-    own = Group(a, values=a + 1)
-    both = [own, Group(b, scale=1.5)]
+    both = [Group(a, a + 1), Group(b, b, scale=1.5)]
     assert torch.equal(seac.joint_keys(both), torch.cat([a, 1.5 * b], 1))
     assert torch.equal(seac.joint_values(both), torch.cat([a + 1, b], 1))
-    torch.testing.assert_close(seac.scale_keys(seac.joint_unscaled_keys(both), both), seac.joint_keys(both))
 
 
 # Masks.

@@ -96,6 +96,8 @@ def test_rows_of_the_published_code():
     assert row[1].ratio == pytest.approx(0.602)
     row = step_rows(801, 2, sites(preset="reference"), **{**DEFAULTS, "preset": "reference", "base": True})
     assert len(row) == 9 and [r.source for r in row] == [0, 0, 0, 0, 1, 1, 0, 2, 2] and row[1].ratio == 1
+    row = step_rows(801, 2, sites(preset="reference"), **{**DEFAULTS, "preset": "reference", "base": True, "keep_source": True})
+    assert [r.branch for r in row if r.prompt == "source"] == [0, 1, 2], "a source that is kept anyway is there once"
 
 
 @pytest.mark.parametrize("options", [{}, {"preset": "reference", "base": True}, {"base": True}, {"keep_source": True, "guided": False}], ids=str)
@@ -189,3 +191,9 @@ def test_shared_noise_is_exact_where_nothing_changes():
     assert torch.equal(regions.shared_noise_step(d, d, z0, torch.full((4, 4), 0.4)), z0)
     assert torch.equal(regions.shared_noise_step(d + 1, d, z0, torch.ones(4, 4)), z0)
     assert torch.allclose(regions.shared_noise_step(d + 1, d, z0, torch.zeros(4, 4)), z0 + 1)
+
+
+def test_shared_noise_of_half_precision_subtracts_in_full():
+    edit, source = (torch.full((1, 2, 2), value, dtype=torch.float16) for value in (2048.0, 0.5))
+    moved = regions.shared_noise_step(edit, source, torch.zeros(1, 2, 2), torch.zeros(2, 2))
+    assert moved.dtype == torch.float32 and torch.equal(moved, torch.full((1, 2, 2), 2047.5))

@@ -229,7 +229,7 @@ def test_rows_are_independent(faces, tensor, apart, patch):
     if patch is am2:
         coupled = am2(faces.apply(), coupling="published")
         assert apart(run([1], coupled)[0], run([0, 1, 2], coupled)[1]) > 1e-3
-        assert coupled.model_options["transformer_options"][host.COUPLED] and host.COUPLED not in model.model_options["transformer_options"]
+        assert decoupled.coupled(coupled.model_options["transformer_options"]) and not decoupled.coupled(model.model_options["transformer_options"])
 
 
 def test_published_coupling_warns_where_calls_are_split(make_studio, make_faces, tensor, latent, warnings):

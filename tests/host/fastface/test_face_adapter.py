@@ -123,11 +123,11 @@ def keys_and_values_exchanged(patch):
 
 
 def nobody_is_the_person(patch):
-    patch.setattr(host, "ID_OFF", None)
+    patch.setattr(host, "UNCOND", None)
 
 
 def rows_exchanged(patch):
-    patch.setattr(host, "ID_OFF", 0)
+    patch.setattr(host, "UNCOND", 0)
 
 
 def nobody_has_zero_tokens(patch):
@@ -309,16 +309,16 @@ def test_half_precision(faces, latent, tensor, dtype):
     call = host_call(model, latent)
     q, k, v = (tensor(2, n, channels, seed=n).to(dtype) for n in (64, 77, 77))
     extra = {"block": ("input", 1), "block_index": 0, "n_heads": 4, "attn_precision": None, "cond_or_uncond": [1, 0],
-             "activations_shape": [2, 32, 8, 8], decoupled.CALL: call}
+             "activations_shape": [2, 32, 8, 8], decoupled.KEY: call}
     out = slot(q, k, v, extra)
     assert out.dtype == dtype and torch.isfinite(out).all()
-    swapped = slot(q[[1, 0]], k[[1, 0]], v[[1, 0]], {**extra, "cond_or_uncond": [0, 1]})
+    swapped = slot(q[[1, 0]], k[[1, 0]], v[[1, 0]], {**extra, "cond_or_uncond": [0, 1], decoupled.KEY: replace(call, people=(0, 1))})
     assert torch.equal(swapped, out[[1, 0]]), "the order of prompts in a call does not matter"
 
 
 def host_call(model, latent, sigma=5.0):
-    from portrait_atelier.host.calls import Call, Run
-    return Call(Run(latent.shape[-2:]), model.get_model_object("model_sampling"), sigma, 0, 1, False, False)
+    from portrait_atelier.host.kit.calls import Call, Run
+    return Call(Run(latent.shape[-2:]), model.model, sigma, people=(1, 0))
 
 
 # What is refused.

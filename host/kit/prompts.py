@@ -4,11 +4,13 @@ import comfy.model_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from .unet import family, transformers
+from ..log import log
+from .sites import blocks, family
 
-# What must not come with a prompt that fills one row of a packed call: it would act on a part of the picture or of the
-# schedule, or split the call.
-UNSUPPORTED = ("area", "mask", "start_percent", "end_percent", "control", "gligen", "hooks", "default")
+# A conditioning entry with one of these speaks of a part of the picture, of the schedule, or of another model;
+PARTIAL = ("area", "mask", "start_percent", "end_percent", "control", "gligen", "default")
+# hooks change weights and split a packed call.
+UNSUPPORTED = (*PARTIAL, "hooks")
 # Numbers that SDXL's networks read beside the pooled text: sizes and crops, 256 channels each.
 SIZES = {comfy.model_base.SDXL: 6, comfy.model_base.SDXLRefiner: 5}
 
@@ -16,8 +18,8 @@ SIZES = {comfy.model_base.SDXL: 6, comfy.model_base.SDXLRefiner: 5}
 def text_width(model) -> int | None:
     """Channels of the text that a ModelPatcher's UNet reads; None for other networks."""
     unet = getattr(model.model, "diffusion_model", None)
-    found = transformers(unet) if isinstance(unet, UNetModel) else []
-    return found[0][1].transformer_blocks[0].attn2.to_k.in_features if found else None
+    found = list(blocks(unet).values()) if isinstance(unet, UNetModel) else []
+    return found[0].attn2.to_k.in_features if found else None
 
 
 def pooled_width(model) -> int | None:
@@ -55,15 +57,28 @@ def check_finite(conditioning: list, where: str) -> None:
                                  "encoder, and LoRAs on it.")
 
 
-def one_prompt(model, conditioning: list, name: str, node: str) -> list:
-    """`conditioning` if it is one prompt for the whole picture at all times. Raises ValueError with what it has."""
+def one_prompt(model, conditioning: list, name: str, node: str, why: str = "cannot act on one row of a packed call") -> list:
+    """`conditioning` if it is one prompt for the whole picture at all times. Raises ValueError with what it has.
+
+    `why` says why nothing else may come with it: "'cond' of Node carries 'area', which {why}."
+    """
     if len(conditioning) != 1:
         raise ValueError(f"'{name}' of {node} holds {len(conditioning)} prompts. Connect one CLIP Text Encode, without "
                          "Combine.")
     for key in UNSUPPORTED:
         if conditioning[0][1].get(key) is not None:
-            raise ValueError(f"'{name}' of {node} carries '{key}', which cannot act on one row of a packed call. "
-                             "Connect the prompt from before that node"
+            raise ValueError(f"'{name}' of {node} carries '{key}', which {why}. Connect the prompt from before that node"
                              + ("; masks go to FastSAM Mask Blend." if key in ("area", "mask") else "."))
     check_prompt(model, conditioning, f"'{name}' of {node}")
     return conditioning
+
+
+def main_prompt(conditioning: list, name: str, node: str) -> list:
+    """The first entry that speaks of the whole picture at all times; conditioning hooks stay."""
+    whole = [entry for entry in conditioning if not any(entry[1].get(key) is not None for key in PARTIAL)]
+    if whole:
+        return whole[:1]
+    log.warning("%s: every entry of '%s' has an area, mask, time range, ControlNet or GLIGEN; the first one is used without it.",
+                node, name)
+    embedding, options = conditioning[0]
+    return [[embedding, {key: value for key, value in options.items() if key not in PARTIAL}]]
