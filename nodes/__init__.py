@@ -19,9 +19,11 @@ from .fastsam_loader import FastSAMLoader
 from .fastsam_mask import FastSAMMask
 from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
+from .load_features import LoadFeatures
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
 from .pick_points import PickPoints
+from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -35,6 +37,8 @@ NODES = [
     DemoPicture,
     ConsistencyFeatureExtract,
     TokenMerge,
+    SaveFeatures,
+    LoadFeatures,
     SEACPatch,
     FaceAnalysisLoader,
     FaceAdapterLoader,
