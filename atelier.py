@@ -2,6 +2,7 @@
 """Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
 
     python3 atelier.py stylize [CONTENT [STYLE]] [--checkpoint F] ...      stylize a portrait (--help lists all)
+    python3 atelier.py batch --content FOLDER --style FOLDER --output FOLDER   many portraits in many styles (--help lists all)
     python3 atelier.py models                                              files of weights: needed, there, and where to get them
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
     python3 atelier.py test [--quick] [PYTEST ARGUMENTS]                   all tests; the main ones in minutes
@@ -59,6 +60,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
           % sys.version_info[:2], file=sys.stderr)
     sys.exit(2)
 
+from headless.batch.command import add_arguments as add_batch_arguments, batch  # noqa: E402
 from headless.environment import HOME, environment, run_folder  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
@@ -85,6 +87,15 @@ def run_stylize(arguments: list, display: Display) -> int:
     display.clear()
     print("\n".join(map(str, paths)))
     return 0
+
+
+def run_batch(arguments: list, display: Display) -> int:
+    arguments, extra = split(arguments)
+    parser = Parser("atelier.py batch", description="Many portraits in many styles. What follows -- goes to ComfyUI. It ends with code 0 when "
+                    "all results are there, 1 when pictures failed (report.jsonl tells which), 2 when it could not start or go on.",
+                    allow_abbrev=False)
+    add_batch_arguments(parser)
+    return batch(parser.parse_args(arguments), own_server(display, extra), display)
 
 
 def run_models(arguments: list, display: Display) -> int:
@@ -130,6 +141,7 @@ def own_server(display: Display, extra: list, output=None):
             words = env.comfyui_command(port, more + extra)
             log = HOME / "logs" / "comfyui.log"
             with LocalServer(words, f"http://127.0.0.1:{port}", env.comfyui, log, env.variables) as server:
+                server.folder = folder  # whoever makes thousands of results removes ComfyUI's own copies
                 yield server
 
     return start
@@ -180,7 +192,7 @@ def split(arguments: list) -> tuple:
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
+COMMANDS = {"stylize": run_stylize, "batch": run_batch, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
             "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
             "pictures": run_pictures}
 

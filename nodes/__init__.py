@@ -23,6 +23,7 @@ from .load_features import LoadFeatures
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
 from .pick_points import PickPoints
+from .same_noise import SameNoise
 from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
@@ -39,6 +40,7 @@ NODES = [
     TokenMerge,
     SaveFeatures,
     LoadFeatures,
+    SameNoise,
     SEACPatch,
     FaceAnalysisLoader,
     FaceAdapterLoader,

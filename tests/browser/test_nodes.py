@@ -13,6 +13,7 @@ WIDGETS = {
     "AtelierTokenMerge": (["ratio", "seed"], ["weigh_merged"]),
     "AtelierSaveFeatures": (["name", "replace"], []),
     "AtelierLoadFeatures": (["file"], []),
+    "AtelierSameNoise": ([], []),
     "AtelierSEACPatch": (["style_enhancement", "strength", "style_share", "start", "end", "layers"], ["balance", "pairing"]),
     "AtelierDemoModelLoader": ([], []),
     "AtelierFaceAdapterApply": (["weight", "lora_strength", "shortcut", "start", "end"], ["skip_middle"]),
