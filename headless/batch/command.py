@@ -92,7 +92,7 @@ def batch(args, start: Callable, display: Display) -> int:
     try:
         job = Job(workflow, args.workflow, settings, titles, shipped, returning(rows, titles), report, args.format, args.quality,
                   args.metadata == "keep", mark="batch-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8])
-        workers = [Worker(name, open, job) for name, open in opens]
+        workers = [Worker(name, open, job, number) for number, (name, open) in enumerate(opens)]
         return Batch(rows, job, workers, args.batch, display).run()
     finally:
         report.close()

@@ -61,8 +61,8 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def plain_png(data: bytes) -> bytes:
     """A PNG without texts. AtelierError for one that is cut off."""
-    kept, at = [PNG], 8
-    while at < len(data):
+    kept, at, kind = [PNG], 8, b""
+    while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at:at + 8])
         if kind not in TEXTS:
             kept.append(data[at:at + 12 + length])

@@ -50,8 +50,9 @@ class Job:
 class Worker:
     """`open()` is a context that gives a LocalServer which answers, or a Client of a server that runs already."""
 
-    def __init__(self, name: str, open: Callable, job: Job):
+    def __init__(self, name: str, open: Callable, job: Job, number: int = 0):
         self.name, self.open, self.job = name, open, job
+        self.mark = f"{job.mark}-{number}"  # of its files on the server, which another worker may use as well
         self.context = contextlib.ExitStack()
         self.client: "Client | None" = None
         self.server = None
@@ -207,14 +208,14 @@ class Worker:
         """As `send`, for one that does not come back: it replaces the last one at this place, so that the server's disk does not fill."""
         picture = path, stamp([path])
         if self.lent.get(place, (None,))[0] != picture:
-            self.lent[place] = picture, self.client.upload(path, stored=f"{self.job.mark}-{place}")
+            self.lent[place] = picture, self.client.upload(path, stored=f"{self.mark}-{place}")
         return self.lent[place][1]
 
     def place(self, key: str) -> str:
         """The name of the file for the features `key`: its own, a new one, or that of those not used for longest."""
         if key not in self.features:
             full = len(self.features) >= KEPT
-            oldest, name = self.features.popitem(last=False) if full else (None, f"{self.job.mark}/{len(self.features)}")
+            oldest, name = self.features.popitem(last=False) if full else (None, f"{self.mark}/{len(self.features)}")
             self.kept.discard(oldest)
             self.features[key] = name
         self.features.move_to_end(key)

@@ -1,13 +1,18 @@
 """`atelier.py batch` against real ComfyUIs: everything there, once, whole, and as if made alone."""
+import http.server
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+
+from .conftest import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "demo" / "pictures"
@@ -227,6 +232,39 @@ def test_ctrl_c(batch, folders):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.endswith("atelier.py: interrupted\n")
+
+
+@pytest.fixture
+def second(tmp_path_factory):
+    with serving(os.environ["COMFYUI_PATH"], tmp_path_factory.mktemp("second")) as server:
+        yield server
+
+
+def test_a_server_dies_and_the_others_do_its_work(batch, server, second, folders):
+    """Of four workers: two on one server, one whose server ends in the middle, and one that is no ComfyUI."""
+    assert batch(output="whole").returncode == DONE
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    urls = [server.client.url, second.client.url, f"http://127.0.0.1:{web.server_port}", server.client.url]
+    process = batch.start(servers=",".join(urls))
+    while not any(entry["worker"] == second.client.url for entry in reported(folders / "out")):
+        assert process.poll() is None, process.stderr.read()
+    second.stop()
+    _, err = process.communicate(timeout=200)
+    web.shutdown()
+    assert process.returncode == DONE and "Traceback" not in err, err
+    assert f"Note: {urls[2]} is left out: {urls[2]} answers (HTTP 501), but it is not ComfyUI" in err or "is left out" in err
+    entries = [entry for entry in lines(folders / "out") if "output" in entry]
+    assert len(entries) == 6 and {entry["worker"] for entry in entries} == {server.client.url, second.client.url}
+    for path in (folders / "whole").glob("*.png"):
+        assert (folders / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def reported(folder):
+    """The results that the report tells so far; its last line may be half written."""
+    path = folder / "report.jsonl"
+    found = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in found if line.endswith("\n") and '"output"' in line]
 
 
 @pytest.mark.parametrize("options, parts", [
