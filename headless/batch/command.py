@@ -42,11 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", default="1", metavar="auto|N", help="contents that are sampled together, where the workflow allows it; auto goes by the "
         "GPU's memory (default: %(default)s)")
     add("--servers", metavar="URL,URL", help="use the ComfyUIs that run there (they need this pack) instead of starting one")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="workers on a Ray cluster: HOST:PORT of its head, auto on one of its machines, "
+        "or nothing for this machine alone; one worker per GPU, else per --ray-cpus cores (docs/scale.md)")
+    add("--ray-cpus", type=int, default=4, metavar="N", help="cores of a worker where the cluster has no GPUs (default: %(default)s)")
     add_settings(parser)
 
 
-def batch(args, start: Callable, display: Display) -> int:
-    """Does what `args` (see add_arguments) say; the exit code. `start(checkpoint_folder)` gives a LocalServer, for without --servers.
+def batch(args, start: Callable, display: Display, extra: list) -> int:
+    """Does what `args` (see add_arguments) say; the exit code. `start(checkpoint_folder)` gives a LocalServer, for without --servers
+    and --ray; `extra` are more options of ComfyUI.
 
     Raises AtelierError where nothing could start.
     """
@@ -56,6 +60,8 @@ def batch(args, start: Callable, display: Display) -> int:
     rows = Rows(sides, args.names)
     if args.batch != "auto" and not (args.batch.isdigit() and int(args.batch) > 0):
         raise AtelierError(f"--batch {args.batch}: give auto, or how many contents are sampled together")
+    if args.ray is not None and args.servers:
+        raise AtelierError("--ray starts its own servers: leave --servers out")
     if not 1 <= args.quality <= 100:
         raise AtelierError(f"--quality {args.quality} is out of range; it goes from 1 to 100")
     titles = [title for title in pictures.TITLES if any(title in side[0].pictures for side in sides.values())]
@@ -90,9 +96,18 @@ def batch(args, start: Callable, display: Display) -> int:
             "metadata": args.metadata}
     report = Report(folder, call)
     try:
-        job = Job(workflow, args.workflow, settings, titles, shipped, returning(rows, titles), report, args.format, args.quality,
-                  args.metadata == "keep", mark="batch-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8])
-        workers = [Worker(name, open, job, number) for number, (name, open) in enumerate(opens)]
+        common = {"workflow": workflow, "name": args.workflow, "settings": settings, "sides": titles, "uploads": shipped,
+                  "returning": None, "kind": args.format, "quality": args.quality, "metadata": args.metadata == "keep"}
+        job = Job(**common, report=report, mark="batch-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8])
+        if args.ray is not None:
+            from . import ray_cluster
+
+            ray = ray_cluster.connect(args.ray)
+            workers = ray_cluster.workers(ray, job, common, extra, str(checkpoint.absolute().parent) if is_file else None, args.ray_cpus,
+                                          len(rows.first))
+        else:
+            job.returning = returning(rows, titles)
+            workers = [Worker(name, open, job, number) for number, (name, open) in enumerate(opens)]
         return Batch(rows, job, workers, args.batch, display).run()
     finally:
         report.close()
@@ -124,6 +139,7 @@ class Batch:
         self.together = 1 if together == "auto" else int(together)
         self.auto = together == "auto"
         self.lock, self.stop = threading.Lock(), threading.Event()
+        self.finished = threading.Event()
         self.taking, self.active = threading.Condition(), 0
         self.made = self.failed = self.found = 0
         self.errors: "list[Exception]" = []
@@ -145,9 +161,9 @@ class Batch:
         try:
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(0.2)
+            # Workers may still be starting, or waiting for a place, when the others are done.
+            while not self.finished.wait(0.2) and any(thread.is_alive() for thread in threads):
+                pass
         finally:
             self.stop.set()
             for worker in self.workers:
@@ -167,33 +183,33 @@ class Batch:
         return SOME_FAILED if self.failed else DONE
 
     def starting(self) -> None:
-        """Starts the workers; those that cannot are told and left out. AtelierError where none can."""
-        started = []
+        """Starts workers until one is ready: the others start when they begin. AtelierError where none can."""
+        self.display.show("Waiting for a worker ...", key="waiting")
+        errors = []
         for worker in self.workers:
             try:
                 worker.start()
-                started.append(worker)
+                self.ready = worker
+                return
             except AtelierError as error:
                 worker.stop()
                 if len(self.workers) == 1:
                     raise
                 self.display.say(f"Note: {worker.name} is left out: {error}")
-                self.errors.append(error)
+                errors.append((worker, error))
             except BaseException:
-                for other in (*started, worker):
-                    other.stop()
+                worker.stop()
                 raise
-        if not started:
-            raise AtelierError(f"no server of {len(self.workers)} can be used; the first: {self.errors[0]}")
-        self.workers, self.errors = started, []
+            finally:
+                self.workers = [other for other in self.workers if other not in [failed for failed, _ in errors]]
+        raise AtelierError(f"no server of {len(errors)} can be used; the first: {errors[0][1]}")
 
     def plan(self) -> None:
         """Says what will be done, before the first picture."""
-        job, worker = self.job, self.workers[0]
-        # The settings of the first row that can be understood; a wrong one is reported when its turn comes.
-        graph = graphs.result_only(worker.base.workflow)
+        job, told = self.job, self.ready.about()
+        graph = graphs.result_only(told["workflow"])
         if self.auto:
-            self.together = fitting(worker.client, graph)
+            self.together = fitting(told["stats"], graph)
         if self.together > 1 and not graphs.can_join(graph, job.sides[0]):
             self.display.say("Note: --batch has no effect: several contents cannot go through this workflow together, each as it would alone")
             self.together = 1
@@ -208,7 +224,7 @@ class Batch:
         if self.together > 1:
             text += f", {self.together} contents together"
         need, free = width * height * BYTES * count * (1 if job.kind == "png" else 0.3), shutil.disk_usage(job.report.folder).free
-        text += f"; {len(self.workers)} worker{'s' * (len(self.workers) > 1)}; up to {size(need)} of disk, {size(free)} are free"
+        text += f"; {'up to ' * (len(self.workers) > 1)}{len(self.workers)} worker{'s' * (len(self.workers) > 1)}; up to {size(need)} of disk, {size(free)} are free"
         self.display.say("Plan: " + text)
         if need > free:
             self.display.say("Note: that may not fit; when the disk is full the batch stops, and the same call goes on after you made room")
@@ -233,12 +249,20 @@ class Batch:
                     self.active += 1
                     return chunk
                 if not self.active:
+                    self.finished.set()
                     return None
                 self.taking.wait(0.5)
             return None
 
     def work(self, worker: Worker) -> None:
         """A worker's thread: takes chunks until none is left. A worker whose server is gone gives its chunk back to the others."""
+        if worker is not self.ready:
+            try:
+                worker.start()
+            except Exception as error:
+                if not self.stop.is_set() and not isinstance(error, Stopped):
+                    self.say(f"Note: {worker.name} is left out: {error}")
+                return
         while (chunk := self.take()) is not None:
             back = False
             try:
@@ -253,7 +277,7 @@ class Batch:
                     self.stop.set()
                     return
                 back = True
-                self.display.say(f"Note: {worker.name} ends: {error}")
+                self.say(f"Note: {worker.name} ends: {error}")
                 return
             finally:
                 with self.taking:
@@ -261,6 +285,10 @@ class Batch:
                     if back:
                         self.todo.append(chunk)
                     self.taking.notify_all()
+
+    def say(self, text: str) -> None:
+        with self.lock:
+            self.display.say(text)
 
     def make(self, worker: Worker, chunk: list) -> None:
         """All rows of a chunk that are not there yet: for each style the contents together."""
@@ -304,7 +332,7 @@ class Batch:
                 if error is not None:
                     self.display.say(f"{', '.join(str(path) for path in row.pictures.values())}: {error}")
             now = time.monotonic()
-            if row is not None or now - self.shown > 1:
+            if row is not None or self.active and now - self.shown > 1:
                 self.shown = now
                 self.display.show(self.line(), key=f"{self.tenth()}")
 
@@ -320,9 +348,9 @@ class Batch:
         return text + f", {seconds / done:.2f} s each, {duration(seconds / done * (len(self.rows) - done - self.found))} left"
 
 
-def fitting(client: Client, graph: dict) -> int:
+def fitting(stats: "dict | None", graph: dict) -> int:
     """How many contents go together by the memory of the server's GPU; 1 without one. A guess: a run that fails is repeated singly."""
-    devices = (client.json("/system_stats")[1] or {}).get("devices") or [{}]
+    devices = (stats or {}).get("devices") or [{}]
     if devices[0].get("type") in (None, "cpu"):
         return 1
     width, height = graphs.size(graph)

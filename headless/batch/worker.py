@@ -80,6 +80,10 @@ class Worker:
         self.looked: "set[Path]" = set()
         self.edited = None, None
 
+    def about(self) -> dict:
+        """What the plan says: the workflow with the settings of the call, and the server's devices."""
+        return {"workflow": self.base.workflow, "stats": self.client.json("/system_stats")[1]}
+
     def restart(self) -> None:
         self.context.close()
         self.context = contextlib.ExitStack()
