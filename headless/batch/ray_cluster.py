@@ -148,13 +148,20 @@ class RayWorker:
         except self.ray.exceptions.RayTaskError as error:
             raise AtelierError(f"{self.name}: {error.cause}") from error
         self.extractions += extracted
+        lost = None  # why the result that the next line is about could not be saved
         for kind, *what in events:
             if kind == "save":
-                self.job.report.save(*what)
+                try:
+                    self.job.report.save(*what)
+                except DiskFull:
+                    raise
+                except AtelierError as problem:
+                    lost = problem
                 continue
             entry, = what
             row = next(row for row in rows if row.number == entry["row"])
-            error = entry["error"]
+            error, lost = entry["error"] or (str(lost) if lost else None), None
+            entry["error"] = error
             told = {title.lower(): str(path) for title, path in row.pictures.items()}
             entry |= {"inputs": told} | ({} if error else {"stamp": stamps[row.number]})
             self.job.report.write(entry)

@@ -71,6 +71,8 @@ def table(path: Path, side: str) -> "list[Entry]":
                                    "and NODE.INPUT as for --set")
             found = []
             for line in reader:
+                if any("\0" in text for text in line.values() if isinstance(text, str)):
+                    raise AtelierError(f"{said}, line {reader.line_num}: there is a NUL in it, so it is no text file")
                 if None in line or None in line.values():
                     raise AtelierError(f"{said}, line {reader.line_num}: it has {'more' if None in line else 'fewer'} cells than the {len(columns)} "
                                        "columns; a text with commas takes quotes")

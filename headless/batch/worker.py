@@ -19,6 +19,9 @@ DEATHS = 2  # times that a server may end on one picture before the picture is g
 TRIES = 3  # times that a server is started anew without a result between
 
 
+RUBBISH = (ValueError, KeyError, TypeError, IndexError, AttributeError)  # what reading an answer raises that is not ComfyUI's
+
+
 class Stopped(Exception):
     """The batch is interrupted, or another worker met a full disk."""
 
@@ -60,7 +63,13 @@ class Worker:
         self.extractions = 0
 
     def start(self) -> None:
-        """AtelierError where the server does not start, does not answer, or lacks what the workflow needs."""
+        """AtelierError where the server does not start, does not answer, answers rubbish, or lacks what the workflow needs."""
+        try:
+            self.prepare()
+        except RUBBISH as error:
+            raise rubbish(self.client, error) from error
+
+    def prepare(self) -> None:
         served = self.context.enter_context(self.open())
         self.server = served if hasattr(served, "client") else None
         self.client = served.client if self.server else served
@@ -104,8 +113,8 @@ class Worker:
             images = self.run(rows)
         except (DiskFull, Stopped):
             raise
-        except ServerError as error:
-            self.server_failed(rows, error)
+        except (ServerError, *RUBBISH) as error:
+            self.server_failed(rows, rubbish(self.client, error))
             return
         except (AtelierError, OSError) as error:
             if len(rows) > 1 and isinstance(error, AtelierError):
@@ -120,8 +129,14 @@ class Worker:
         seconds = (time.monotonic() - began) / len(rows)
         for row, found, inputs in images:
             name = self.file(row)
-            for number, data in reversed(list(enumerate(found, 1))):  # the one that tells that all are there comes last
-                self.job.report.save(name if number == 1 else numbered(name, number), data)
+            try:
+                for number, data in reversed(list(enumerate(found, 1))):  # the one that tells that all are there comes last
+                    self.job.report.save(name if number == 1 else numbered(name, number), data)
+            except DiskFull:
+                raise
+            except AtelierError as error:
+                self.failed(row, error)
+                continue
             self.write(row, seconds=round(seconds, 3), started=round(start, 3), together=len(rows), error=None, stamp=inputs)
             self.job.on_progress(self, row)
         self.failures = 0
@@ -275,6 +290,14 @@ class Worker:
             self.make(rows)
         else:
             self.failed(rows[0], ServerError(f"the server ended {DEATHS} times on this picture: {error}"))
+
+
+def rubbish(client: "Client | None", error: Exception) -> ServerError:
+    """The error itself if it is one of the server, else what an answer was that could not be read."""
+    if isinstance(error, ServerError):
+        return error
+    where = client.url if client else "the server"
+    return ServerError(f"{where} gave an answer that ComfyUI would not give ({type(error).__name__}: {error}): look at what runs there")
 
 
 def numbered(name: str, number: int) -> str:

@@ -1,4 +1,5 @@
 """`atelier.py batch` against real ComfyUIs: everything there, once, whole, and as if made alone."""
+import contextlib
 import http.server
 import io
 import json
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+
+from portrait_atelier.headless.batch.remote import Maker
+from portrait_atelier.headless.batch.rows import Row
+from portrait_atelier.headless.workflow import load
 
 from .conftest import serving
 
@@ -258,6 +263,54 @@ def test_a_server_dies_and_the_others_do_its_work(batch, server, second, folders
     assert len(entries) == 6 and {entry["worker"] for entry in entries} == {server.client.url, second.client.url}
     for path in (folders / "whole").glob("*.png"):
         assert (folders / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+class Rubbish(http.server.BaseHTTPRequestHandler):
+    """Says that it is ComfyUI, and answers everything else with a word."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"system": {"comfyui_version": "1"}}' if self.path == "/system_stats" else b'"rubbish"')
+
+
+def test_a_server_that_answers_rubbish(batch):
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Rubbish)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    result = batch(servers=f"http://127.0.0.1:{web.server_port}")
+    web.shutdown()
+    assert result.returncode == ENDED and "Traceback" not in result.stderr
+    assert f"atelier.py: http://127.0.0.1:{web.server_port} gave an answer that ComfyUI would not give" in result.stderr.splitlines()[-1]
+
+
+def test_a_worker_that_gets_bytes_and_gives_bytes(batch, client, folders):
+    """What a worker on another machine does, without what carries its pictures. It forgets a content when the next one comes."""
+    assert batch().returncode == DONE
+    about = {"workflow": load("zepo_demo"), "name": "zepo_demo", "settings": [("steps", "2")], "sides": ["Content", "Style"], "uploads": {},
+             "returning": None}
+    maker = Maker(about, [], None)
+    maker.worker.open = lambda: contextlib.nullcontext(client)
+    assert "name" in maker.start() and maker.about()["stats"]["devices"]
+    styles = {name: (folders / "styles" / f"{name}.png").read_bytes() for name in ("ink", "neon")}
+    for content, at in (("b.c.png", 1), ("z.PNG", 3)):
+        for number, style in enumerate(styles):
+            key = f"first/{content}".lower()
+            row = Row({"Content": key, "Style": f"{style}.png"}, {}, f"{Path(content).stem}_{style}", at + number)
+            events, extracted = maker.make([row], {key: (folders / "photos" / content).read_bytes(), f"{style}.png": styles[style]})
+            assert [event[0] for event in events] == ["save", "write"] and events[1][1]["error"] is None
+            made = Image.open(io.BytesIO(events[0][2])).convert("RGB")
+            assert made.tobytes() == pixels(folders / "out" / events[0][1]).tobytes()
+    assert [path.name for path in Path(maker.folder.name).rglob("*") if path.is_file() and path.parent.name == "first"] == ["z.png"]
+    maker.stop()
+    assert not Path(maker.folder.name).exists()
+
+
+def test_a_name_that_the_disk_does_not_take(batch, folders):
+    """One result fails, the others are there."""
+    (folders / "photos" / f"{'x' * 79}.png").write_bytes((folders / "photos" / "z.PNG").read_bytes())
+    result = batch(names="{content}{content}{content}{content}_{style}")
+    assert result.returncode == SOME_FAILED and "6 results made, 2 failed" in result.stderr
+    assert "File name too long" in next(entry["error"] for entry in lines(folders / "out") if entry.get("error"))
 
 
 def reported(folder):

@@ -345,18 +345,27 @@ def with_file(info: dict, note: str, model: Level, api: str, load: bool, **setti
     stylize, _ = stylize_with_file(info, load)
     g = Level(info)
     g.note(note, [0, 0], [300, 740])
-    content = g.node("AtelierDemoPicture", [320, 0], [225, 230], "Content", image="atelier/content.png")
-    pictures = {"content": (content, 0)}
+    content = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/content.png")
+    pictures, right = {"content": (content, 0)}, 565
     if not load:
-        second = g.node("AtelierDemoPicture", [320, 270], [225, 220], "Second content", image="atelier/content-2.png")
-        style = g.node("AtelierDemoPicture", [320, 530], [225, 220], "Style", image="atelier/style.png")
+        second = g.node("AtelierDemoPicture", [320, 390], [225, 350], "Second content", image="atelier/content-2.png")
+        style = g.node("AtelierDemoPicture", [565, 390], [225, 350], "Style", image="atelier/style.png")
         pictures |= {"second_content": (second, 0), "style": (style, 0)}
-    loaded = g.subgraph(model, [565, 0], [240, 70 + 25 * len([slot for slot in model.inputs])])
+        right = 810
+    loaded = g.subgraph(model, [565, 0], [240 if load else 225, 70 + 25 * len([slot for slot in model.inputs])])
     result = g.subgraph(
-        stylize, [565, 230], [240, 510], model=(loaded, 0), clip=(loaded, 1), vae=(loaded, 2), **pictures, **settings
+        stylize,
+        [right, 230 if load else 0],
+        [240, 510 if load else 740],
+        model=(loaded, 0),
+        clip=(loaded, 1),
+        vae=(loaded, 2),
+        **pictures,
+        **settings,
     )
-    g.node("SaveImage", [825, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
-    g.node("ImageCompare", [825, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    right += 260
+    g.node("SaveImage", [right, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [right, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
     return g
 
 
