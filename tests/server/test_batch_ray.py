@@ -5,6 +5,7 @@ needs nothing else.
 """
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,21 +100,6 @@ def until(process, count, folder):
         time.sleep(0.2)
 
 
-def comfyuis():
-    """The processes of the workers' own ComfyUIs."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            keeper = int((Path("/proc") / str(parent) / "stat").read_text().rpartition(")")[2].split()[1])
-            if words[1:2] == [b"main.py"] and b"Maker" in (Path("/proc") / str(keeper) / "cmdline").read_bytes() + b"Actor":
-                found.append((int(path.name), keeper))
-        except (OSError, ValueError, IndexError):
-            pass
-    return [(comfyui, worker) for comfyui, worker in found if b"ray::" in Path(f"/proc/{worker}/cmdline").read_bytes()]
-
-
 def test_nothing_is_lost_and_nothing_comes_twice(call, cluster, folders):
     """One run sees a node added, a worker killed, a node removed, and the driver killed and started again; a poisoned picture is in it."""
     single = call("--output", "single")
@@ -123,8 +109,8 @@ def test_nothing_is_lost_and_nothing_comes_twice(call, cluster, folders):
     first = call("--output", "out", "--ray", cluster.address, "--ray-cpus", "1")
     until(first, 1, folders / "out")
     cluster.tell("add")  # while it runs
-    _, worker = comfyuis()[0]
-    os.kill(worker, signal.SIGKILL)
+    worker, = re.findall(r"process (\d+)", lines(folders / "out")[0]["worker"])
+    os.kill(int(worker), signal.SIGKILL)
     until(first, 2, folders / "out")
     first.kill()
     first.communicate()

@@ -344,15 +344,18 @@ def with_file(info: dict, note: str, model: Level, api: str, load: bool, **setti
     """As `surface`, with a style from a file, or with two contents and a style that is saved."""
     stylize, _ = stylize_with_file(info, load)
     g = Level(info)
-    g.note(note, [0, 0], [300, 740])
-    content = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/content.png")
-    pictures, right = {"content": (content, 0)}, 565
+    # Three pictures take two columns: the others are narrower, so that all is in view.
+    left, wide = (300, 400) if load else (240, 310)
+    g.note(note, [0, 0], [left, 740])
+    content = g.node("AtelierDemoPicture", [left + 20, 0], [225, 350], "Content", image="atelier/content.png")
+    pictures, right = {"content": (content, 0)}, left + 265
+    place = right
     if not load:
-        second = g.node("AtelierDemoPicture", [320, 390], [225, 350], "Second content", image="atelier/content-2.png")
-        style = g.node("AtelierDemoPicture", [565, 390], [225, 350], "Style", image="atelier/style.png")
+        second = g.node("AtelierDemoPicture", [left + 20, 390], [225, 350], "Second content", image="atelier/content-2.png")
+        style = g.node("AtelierDemoPicture", [right, 390], [225, 350], "Style", image="atelier/style.png")
         pictures |= {"second_content": (second, 0), "style": (style, 0)}
-        right = 810
-    loaded = g.subgraph(model, [565, 0], [240 if load else 225, 70 + 25 * len([slot for slot in model.inputs])])
+        right += 245
+    loaded = g.subgraph(model, [place, 0], [240 if load else 225, 70 + 25 * len([slot for slot in model.inputs])])
     result = g.subgraph(
         stylize,
         [right, 230 if load else 0],
@@ -364,8 +367,8 @@ def with_file(info: dict, note: str, model: Level, api: str, load: bool, **setti
         **settings,
     )
     right += 260
-    g.node("SaveImage", [right, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
-    g.node("ImageCompare", [right, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    g.node("SaveImage", [right, 0], [wide, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [right, 420], [wide, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
     return g
 
 
