@@ -78,7 +78,8 @@ class Shared:
 
     def __call__(self, path: Path, first: bool):
         """(key, reference) of a picture's bytes. OSError where it cannot be read."""
-        key = ("first/" if first else "") + hashlib.sha256(f"{path} {stamp([path])}".encode()).hexdigest()[:24] + path.suffix.lower()
+        # With the file's own name, which the result's metadata tell.
+        key = ("first/" if first else "") + hashlib.sha256(f"{path} {stamp([path])}".encode()).hexdigest()[:24] + "/" + path.name
         if first:
             return key, self.ray.put(path.read_bytes())
         with self.lock:
@@ -161,6 +162,8 @@ class RayWorker:
             entry, = what
             row = next(row for row in rows if row.number == entry["row"])
             error, lost = entry["error"] or (str(lost) if lost else None), None
+            for (path, _), (key, _) in shares.items() if error else ():
+                error = error.replace(key, str(path))
             entry["error"] = error
             told = {title.lower(): str(path) for title, path in row.pictures.items()}
             entry |= {"inputs": told} | ({} if error else {"stamp": stamps[row.number]})

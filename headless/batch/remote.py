@@ -78,6 +78,9 @@ class Maker:
         firsts = {str(path) for row in rows for path in list(row.pictures.values())[:1]}
         mine = [Row({title: self.places[str(key)] for title, key in row.pictures.items()}, row.settings, row.name, row.number) for row in rows]
         self.worker.make(mine)
+        for kind, entry in ((event[0], event[1]) for event in self.report.events):
+            for key, place in self.places.items() if kind == "write" and entry["error"] else ():
+                entry["error"] = entry["error"].replace(str(place), key)  # a place that the user does not know
         for key in [key for key in self.places if key.startswith("first/") and key not in firsts]:
             self.places.pop(key).unlink(missing_ok=True)
         return self.report.events, self.worker.extractions - before

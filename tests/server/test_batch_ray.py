@@ -123,6 +123,8 @@ def test_nothing_is_lost_and_nothing_comes_twice(call, cluster, folders):
     good = [entry["output"] for entry in lines(folders / "out") if not entry["error"]]
     assert len(good) == len(set(good)) == 6
     assert {entry["output"] for entry in lines(folders / "out") if entry["error"]} == {"poison_style-ink.png", "poison_style-neon.png"}
+    told = {folder: {entry["error"] for entry in lines(folders / folder) if entry["error"]} for folder in ("single", "out")}
+    assert told["single"] == told["out"] and "photos/poison.png is no picture" in "".join(told["out"])
     for path in (folders / "single").glob("*.png"):
         assert (folders / "out" / path.name).read_bytes() == path.read_bytes(), "bit for bit"
     assert all((folders / "out" / name).stat().st_mtime_ns == time for name, time in kept.items())
