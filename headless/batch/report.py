@@ -73,7 +73,10 @@ class Report:
 
     def done(self, name: str, inputs: str) -> bool:
         """Whether the result `name` is there, made from these inputs."""
-        if not (self.folder / name).is_file():
+        try:
+            if not (self.folder / name).is_file():
+                return False
+        except OSError:  # a name that the system does not take: told when it is saved
             return False
         return self.made.get(name, hash(inputs)) == hash(inputs)
 
@@ -106,7 +109,7 @@ class Report:
         except OSError as error:
             try:
                 part.unlink(missing_ok=True)
-            except OSError:
+            except OSError:  # nothing was written
                 pass
             raise full(error, path) from error
 
