@@ -2,6 +2,7 @@
 """Portrait Atelier's one command. It needs Python 3.10 to 3.13 and nothing else.
 
     python3 atelier.py stylize [CONTENT [STYLE]] [--checkpoint F] ...      stylize a portrait (--help lists all)
+    python3 atelier.py batch --content FOLDER --style FOLDER --output FOLDER   many portraits in many styles (--help lists all)
     python3 atelier.py models                                              files of weights: needed, there, and where to get them
     python3 atelier.py serve [--port N] [-- COMFYUI OPTIONS]               ComfyUI with this pack, for the browser
     python3 atelier.py test [--quick] [PYTEST ARGUMENTS]                   all tests; the main ones in minutes
@@ -40,8 +41,7 @@ if __name__ == "__main__":
     on_ctrl_c(leave)  # while the imports below run; then main takes over
 
 import argparse  # noqa: E402
-import contextlib  # noqa: E402
-import json  # noqa: E402
+import importlib.util  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -59,12 +59,14 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
           % sys.version_info[:2], file=sys.stderr)
     sys.exit(2)
 
-from headless.environment import HOME, environment, run_folder  # noqa: E402
+from headless.batch.command import add_arguments as add_batch_arguments, batch  # noqa: E402
+from headless.environment import HOME, environment, install_ray  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.models import report  # noqa: E402
+from headless.own import own_server  # noqa: E402
 from headless.serve import serve  # noqa: E402
-from headless.server import LocalServer, free_port, require_free  # noqa: E402
+from headless.server import require_free  # noqa: E402
 from headless.stylize import add_arguments, stylize  # noqa: E402
 from headless.suite import run_suite  # noqa: E402
 from headless.train_style import add_train_arguments, train_style  # noqa: E402
@@ -85,6 +87,20 @@ def run_stylize(arguments: list, display: Display) -> int:
     display.clear()
     print("\n".join(map(str, paths)))
     return 0
+
+
+def run_batch(arguments: list, display: Display) -> int:
+    given, extra = split(arguments)
+    parser = Parser("atelier.py batch", description="Many portraits in many styles. What follows -- goes to ComfyUI. It ends with code 0 when "
+                    "all results are there, 1 when pictures failed (report.jsonl tells which), 2 when it could not start or go on.",
+                    allow_abbrev=False)
+    add_batch_arguments(parser)
+    options = parser.parse_args(given)
+    if options.ray is not None and not importlib.util.find_spec("ray"):  # go on in a Python that has it
+        env = environment(display)
+        install_ray(env, display)
+        return env.run(ROOT / "atelier.py", "batch", *arguments)
+    return batch(options, own_server(display, extra), display, extra)
 
 
 def run_models(arguments: list, display: Display) -> int:
@@ -108,31 +124,6 @@ def run_train_style(arguments: list, display: Display) -> int:
     display.clear()
     print(path)
     return 0
-
-
-def own_server(display: Display, extra: list, output=None):
-    """start(checkpoint_folder), a context with a ComfyUI of this run alone; it saves in `output`, else in a folder of this run."""
-    @contextlib.contextmanager
-    def start(checkpoint_folder):
-        env = environment(display)
-        port = free_port()
-        with run_folder(display) as folder:
-            more = ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-            for name in ("input", "output", "temp"):
-                (folder / name).mkdir()
-                more += [f"--{name}-directory", str(output if name == "output" and output else folder / name)]
-            if checkpoint_folder:
-                paths = folder / "checkpoint.yaml"
-                # A few-step LoRA may lie beside it.
-                kinds = dict.fromkeys(("checkpoints", "loras"), str(checkpoint_folder))
-                paths.write_text(json.dumps({"given": {**kinds, "is_default": True}}))
-                more += ["--extra-model-paths-config", str(paths)]
-            words = env.comfyui_command(port, more + extra)
-            log = HOME / "logs" / "comfyui.log"
-            with LocalServer(words, f"http://127.0.0.1:{port}", env.comfyui, log, env.variables) as server:
-                yield server
-
-    return start
 
 
 def run_serve(arguments: list, display: Display) -> NoReturn:
@@ -180,7 +171,7 @@ def split(arguments: list) -> tuple:
     return arguments[:at], arguments[at + 1:]
 
 
-COMMANDS = {"stylize": run_stylize, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
+COMMANDS = {"stylize": run_stylize, "batch": run_batch, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
             "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
             "pictures": run_pictures}
 

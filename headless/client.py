@@ -107,18 +107,20 @@ class Client:
         """What the metadata of a safetensors file of the server say; empty when they say nothing."""
         return self.json(f"/view_metadata/{quote(kind, safe='')}?" + urlencode({"filename": name}))[1] or {}
 
-    def upload(self, picture, name: Optional[str] = None) -> str:
+    def upload(self, picture, name: Optional[str] = None, stored: Optional[str] = None) -> str:
         """Send a picture (a path, or its bytes with a `name`) and return the value for a Load Image node.
 
         The stored name comes from the content: the same picture sent again is the same file, and ComfyUI's cache
-        of node results stays valid.
+        of node results stays valid. With `stored`, a name without suffix, it replaces the picture of that name.
         """
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
         suffix = Path(name or str(picture)).suffix.lower() or ".png"
-        stored = hashlib.sha256(data).hexdigest()[:16] + suffix
+        overwrite = "true" if stored else "false"
+        stored = (stored or hashlib.sha256(data).hexdigest()[:16]) + suffix
         mark = uuid.uuid4().hex
         body = (
             f'--{mark}\r\nContent-Disposition: form-data; name="subfolder"\r\n\r\nportrait-atelier\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\n{overwrite}\r\n'
             f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{stored}"\r\n'
             f"Content-Type: application/octet-stream\r\n\r\n"
         ).encode() + data + f"\r\n--{mark}--\r\n".encode()

@@ -23,6 +23,7 @@ from .progress import Display
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".atelier"
 OLDEST = HOME / "ComfyUI-oldest"  # for the tests: the oldest ComfyUI that the pack runs on
+RAY = ROOT / "requirements-ray.txt"
 PACK = "portrait-atelier"
 SPACE = 8e9  # bytes that a complete .atelier/ takes, with some air
 # Options of ComfyUI by which the user says where it computes: none of them goes with --cpu.
@@ -186,6 +187,15 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         stage("tests", (ROOT / "requirements-test.txt").read_text(encoding="utf-8"), install_test_packages)
         stage("oldest", oldest.read_text(encoding="utf-8"), lambda: make_comfyui(oldest, OLDEST))
     display.clear()
+
+
+def install_ray(env: Environment, display: Display) -> None:
+    """Ray into the environment in .atelier/, which only `batch --ray` asks for. AtelierError where the Python is the user's."""
+    if not env.own:
+        raise AtelierError(f"--ray needs the package ray, and COMFYUI_PATH names a ComfyUI of yours, into whose Python nothing is installed: run "
+                           f"this command in a Python that has it ({sys.executable} -m pip install -r {RAY})")
+    with locked(display):
+        stage("ray", RAY.read_text(encoding="utf-8"), lambda: pip(display, Path(env.python), "Install Ray", "install", "-r", str(RAY)))
 
 
 def stage(name: str, pins: str, work) -> None:

@@ -23,6 +23,7 @@ INPUTS = {
     ("AtelierFaceAdapterLoader", "file"): "ipadapter", ("AtelierFaceAnalysisLoader", "pack"): "insightface",
     ("AtelierFastSAMLoader", "file"): "fastsam", ("AtelierCLIPSimilarityLoader", "model"): "clip_vision",
     ("LoadMediaPipeFaceLandmarker", "model_name"): "detection",
+    ("AtelierLoadFeatures", "file"): "features",
 }
 NONE = "none"  # what an input says that takes no file
 

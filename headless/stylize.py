@@ -23,13 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--face", metavar="FILE", help="photo of the person, for the fastface workflows (default: the shipped portrait)")
     add("--output", metavar="FILE", help="where to save the PNG, replacing a file of that name; a folder is fine "
         "(default: CONTENT_STYLE.png or FACE_WORKFLOW.png here, numbered where that exists)")
+    add("--server", metavar="URL", help="use the ComfyUI that runs there (it needs this pack) instead of starting one")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that say which workflow runs, and with which values: those of `stylize` and of `batch`."""
+    add = parser.add_argument
     add("--workflow", metavar="NAME", help="by default zepo_demo, fastface_demo with --face, and with --checkpoint the one for its family; "
         f"one of {', '.join(workflows.shipped())}, or a file in ComfyUI's API format")
     add("--checkpoint", metavar="FILE", help="an SD1.5, SD2.1 or SDXL checkpoint: a file, or its name in the server's list")
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="assignments",
         help="set any input of the workflow; NODE is a title, a class or an id; may be repeated. Here and below, several numbers or choices "
         "with commas between give a picture each and a contact sheet; two such lists give a grid")
-    add("--server", metavar="URL", help="use the ComfyUI that runs there (it needs this pack) instead of starting one")
     add("--seed", metavar="N", help="seed of the sampler")
     add("--strength", metavar="0..1", help="strength of the whole control; 0 is off")
     add("--style-enhancement", metavar="0..3", help="lambda of the paper: sharpens the attention to the style")

@@ -58,10 +58,10 @@ def keep(tensors: dict[str, torch.Tensor], prefix: str, steps: int, node: str) -
             return
 
 
-def save_whole(tensors: dict[str, torch.Tensor], path: str) -> None:
+def save_whole(tensors: dict[str, torch.Tensor], path: str, metadata: dict[str, str] | None = None) -> None:
     part = path + ".part"
     try:
-        save_file(tensors, part)
+        save_file(tensors, part, metadata)
         os.replace(part, path)
     finally:
         if os.path.exists(part):

@@ -20,10 +20,13 @@ from .fastsam_loader import FastSAMLoader
 from .fastsam_mask import FastSAMMask
 from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
+from .load_features import LoadFeatures
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
 from .paste_face import PasteFace
 from .pick_points import PickPoints
+from .same_noise import SameNoise
+from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
@@ -37,6 +40,9 @@ NODES = [
     DemoPicture,
     ConsistencyFeatureExtract,
     TokenMerge,
+    SaveFeatures,
+    LoadFeatures,
+    SameNoise,
     SEACPatch,
     AlignFace,
     PasteFace,

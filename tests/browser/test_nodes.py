@@ -11,6 +11,9 @@ LOCALE = {language: json.loads((ROOT / "locales" / language / "nodeDefs.json").r
 WIDGETS = {
     "AtelierConsistencyFeatureExtract": (["seed", "timestep"], ["layers"]),
     "AtelierTokenMerge": (["ratio", "seed"], ["weigh_merged"]),
+    "AtelierSaveFeatures": (["name", "replace"], []),
+    "AtelierLoadFeatures": (["file"], []),
+    "AtelierSameNoise": ([], []),
     "AtelierSEACPatch": (["style_enhancement", "strength", "style_share", "start", "end", "layers"], ["balance", "pairing"]),
     "AtelierDemoModelLoader": ([], []),
     "AtelierFaceAdapterApply": (["weight", "lora_strength", "shortcut", "start", "end"], ["skip_middle"]),

@@ -50,6 +50,24 @@ def test_after_a_kill_nothing_computes_and_the_next_run_clears_up(atelier, pictu
     assert "Note: " not in result.stderr and "not loaded" not in (HOME / "logs" / "comfyui.log").read_text(encoding="utf-8")
 
 
+def test_a_batch_outlives_its_comfyui_and_keeps_no_copies(atelier, tmp_path):
+    """ComfyUI is killed in the middle: another takes its place, and everything is there."""
+    out = tmp_path / "out"
+    process = atelier.start("batch", "--content", ROOT / "demo/pictures/content*.png", "--style", ROOT / "demo/pictures/style-ink.png", "--output", out,
+                            "--steps", 40, "--", "--cpu")
+    while not list(out.glob("*.png")):
+        assert process.poll() is None, process.stderr.read()
+    folder, = HOME.glob(f"run-{process.pid}-*")
+    copies = list((folder / "output").rglob("*.png")) + list((folder / "temp").rglob("*.png"))
+    assert len(copies) <= 1, "ComfyUI's own copies go when a result is saved"
+    words = [(path.parent, path.read_bytes().split(b"\0")) for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    comfyui, = [int(path.name) for path, line in words if b"main.py" in line[1:2] and f"{folder}/output".encode() in line]
+    os.kill(comfyui, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "3 results made" in err and err.count("Starting ComfyUI") >= 1, err
+    assert len(list(out.glob("*.png"))) == 3
+
+
 def test_ctrl_c_while_comfyui_starts(atelier, pictures):
     """During a run: in test_train_style.py, and on another's server in test_stylize.py."""
     process = atelier.start("stylize", "--content", pictures[0], "--style", pictures[1], "--", "--cpu")

@@ -109,6 +109,106 @@ def stylize_portrait(info: dict, face: bool = False) -> tuple:
     )
 
 
+def features(s: Level, top: int, word: str, prompt: int, negative: int, cuts: list, join: bool = False) -> tuple:
+    """Pictures cut to size -> latent -> features -> merged: the nodes' ids, the cuts first."""
+    pictures = [
+        s.node("ImageScale", [0, top + 170 * at], [270, 130], cut, upscale_method="lanczos", width=512, height=512, crop="center")
+        for at, cut in enumerate(cuts)
+    ]
+    image = pictures[0]
+    if join:
+        image = s.node("ImageBatch", [300, top + 170], [200, 50], "Both contents", image1=(pictures[0], 0), image2=(pictures[1], 0))
+    encoded = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(image, 0))
+    latent = encoded
+    if join:
+        latent = s.node(
+            "LatentBatchSeedBehavior", [300, top + 270], [200, 60], "Same first noise", samples=(encoded, 0), seed_behavior="fixed"
+        )
+    extract = s.node(
+        "AtelierConsistencyFeatureExtract",
+        [530, top],
+        [290, 170],
+        f"{word} features",
+        latent=(latent, 0),
+        positive=(prompt, 0),
+        negative=(negative, 0),
+        seed=0,
+        timestep=99,
+    )
+    merged = s.node(
+        "AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(extract, 0), ratio=0.5
+    )
+    return pictures, encoded, latent, extract, merged
+
+
+def stylize_with_file(info: dict, load: bool) -> tuple:
+    """`load`: one content in a saved style. Otherwise two contents at once in a style that is saved."""
+    s = Level(info, "Stylize in a Saved Style" if load else "Stylize Two and Save the Style", 101)
+    prompt = s.node("CLIPTextEncode", [0, 0], [270, 100], "Prompt", text="head")
+    negative = s.node("CLIPTextEncode", [0, 150], [270, 100], "Negative prompt", text="")
+    cuts = ["Content, cut to size"] if load else ["Content, cut to size", "Second content, cut to size"]
+    pictures, encoded, latent, extract, merged = features(s, 370, "Content", prompt, negative, cuts, join=not load)
+    models = [(extract, "model")]
+    sizes = [(cut, side) for cut in pictures for side in ("width", "height")]
+    if load:
+        kept = s.node("AtelierLoadFeatures", [530, 600], [290, 90], "Saved style", file="my style.safetensors")
+        reference, models = kept, [*models, (kept, "model")]
+    else:
+        (style,), style_latent, _, style_extract, style_merged = features(s, 750, "Style", prompt, negative, ["Style, cut to size"])
+        kept = s.node(
+            "AtelierSaveFeatures", [850, 900], [250, 130], "Save the style", features=(style_merged, 0), name="my style", replace=True
+        )
+        reference, models = kept, [*models, (style_extract, "model"), (kept, "model")]
+        sizes += [(style, "width"), (style, "height")]
+    seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(merged, 0), reference=(reference, 0))
+    model = seac
+    if not load:
+        model = s.node("AtelierSameNoise", [1150, 750], [290, 60], "Same Noise", model=(seac, 0))
+    sampler = s.node(
+        "KSampler",
+        [1470, 370],
+        [260, 270],
+        "KSampler",
+        model=(model, 0),
+        positive=(prompt, 0),
+        negative=(negative, 0),
+        latent_image=(latent, 0),
+        seed=0,
+        steps=4,
+        cfg=2.0,
+        sampler_name="lcm",
+        scheduler="simple",
+        denoise=0.5,
+    )
+    decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampler, 0))
+    s.input("model", *models, (seac, "model"))
+    s.input("clip", (prompt, "clip"), (negative, "clip"))
+    s.input("vae", (encoded, "vae"), *([] if load else [(style_latent, "vae")]), (decode, "vae"))
+    s.input("content", (pictures[0], "image"))
+    if not load:
+        s.input("second_content", (pictures[1], "image"), label="second content")
+        s.input("style", (style, "image"))
+    s.input("prompt", (prompt, "text"))
+    if load:
+        s.input("file", (kept, "file"), label="saved style")
+    else:
+        s.input("name", (kept, "name"), label="name of the style")
+    s.input("style_strength", (seac, "style_enhancement"), label="style strength")
+    s.input("change", (sampler, "denoise"))
+    s.input("size", *sizes)
+    s.input("seed", (sampler, "seed"))
+    s.output("image", (decode, 0))
+    s.group("Prompt", [-20, -80, 310, 350])
+    s.group("Features", [-20, 290, 1140, 790 if not load else 440])
+    s.group("Sampling under attention control", [1130, 290, 620, 560])
+    told = (
+        "Gives the content portrait the look of a style that Save Features kept, without the style's picture."
+        if load
+        else "Gives two content portraits the look of the style picture in one run, and keeps the style's features in a file."
+    )
+    return s, s.definition(told, [-200, 300], [1800, 400])
+
+
 KNOBS = """## What to change first
 
 In *Stylize Portrait*:
@@ -209,6 +309,36 @@ sdxl_lightning_8step_lora.safetensors. Lightning wants *cfg* 1.
 The paper uses LCM; Lightning is our transfer of it. {INSIDE}"""
 
 
+SAVE = """# Keep a style
+
+Gives **Content** and **Second content** the look of **Style** in one run, and keeps the style in a file.
+
+1. Press **Run**.
+2. The style is now in output/features, under its name: *Load Features* takes it from there.
+
+*Same Noise* lets each portrait come out as it would alone.
+
+For whole folders there is the command: python3 atelier.py batch."""
+
+
+LOAD = f"""# Stylize in a saved style, SD1.5
+
+Gives **Content** the look of a style that *Save Features* kept, without its picture.
+
+1. Put the files below into their folders, press **R**.
+2. In *Stylize in a Saved Style* choose the **saved style**. It must come from this checkpoint with this LoRA.
+3. **Content**: upload your picture (the button on the node). Press **Run**.
+
+To save a style: open *Stylize Portrait* in the template *Stylize a portrait - SD1.5* and put *Save Features* after \
+*Merge style*.
+
+## Files
+
+{CHECKPOINT_SD15}
+
+{LCM_LORA}"""
+
+
 def surface(info: dict, note: str, model: Level, api: str, **settings) -> Level:
     """Note, two pictures, model, Stylize Portrait, result and comparison."""
     stylize, _ = stylize_portrait(info)
@@ -282,5 +412,49 @@ def demo_face(info: dict) -> tuple:
     return "Demo 5 - Stylize a face in a photo", "zepo_demo_face", g, [face_definition, definition]
 
 
-WORKFLOWS = [demo, demo_face, sd15, sdxl]
+def with_file(info: dict, note: str, model: Level, api: str, load: bool, **settings) -> Level:
+    """As `surface`, with a style from a file, or with two contents and a style that is saved."""
+    stylize, _ = stylize_with_file(info, load)
+    g = Level(info)
+    # Three pictures take two columns: the others are narrower, so that all is in view.
+    left, wide = (300, 400) if load else (240, 310)
+    g.note(note, [0, 0], [left, 740])
+    content = g.node("AtelierDemoPicture", [left + 20, 0], [225, 350], "Content", image="atelier/content.png")
+    pictures, right = {"content": (content, 0)}, left + 265
+    place = right
+    if not load:
+        second = g.node("AtelierDemoPicture", [left + 20, 390], [225, 350], "Second content", image="atelier/content-2.png")
+        style = g.node("AtelierDemoPicture", [right, 390], [225, 350], "Style", image="atelier/style.png")
+        pictures |= {"second_content": (second, 0), "style": (style, 0)}
+        right += 245
+    loaded = g.subgraph(model, [place, 0], [240 if load else 225, 70 + 25 * len([slot for slot in model.inputs])])
+    result = g.subgraph(
+        stylize,
+        [right, 230 if load else 0],
+        [240, 510 if load else 740],
+        model=(loaded, 0),
+        clip=(loaded, 1),
+        vae=(loaded, 2),
+        **pictures,
+        **settings,
+    )
+    right += 260
+    g.node("SaveImage", [right, 0], [wide, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [right, 420], [wide, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    return g
+
+
+def demo_save(info: dict) -> tuple:
+    model, definition = demo_model(info)
+    graph = with_file(info, SAVE, model, "zepo_demo_save", False, size=256)
+    return "Demo 7 - Keep a style", "zepo_demo_save", graph, [stylize_with_file(info, False)[1], definition]
+
+
+def sd15_load(info: dict) -> tuple:
+    model, definition = sd15_lcm(info)
+    graph = with_file(info, LOAD, model, "zepo_saved_sd15_lcm", True)
+    return "Stylize in a saved style - SD1.5", "zepo_saved_sd15_lcm", graph, [stylize_with_file(info, True)[1], definition]
+
+
+WORKFLOWS = [demo, demo_face, demo_save, sd15, sd15_load, sdxl]
 BLUEPRINTS = [stylize_portrait, stylize_a_face]
