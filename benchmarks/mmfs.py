@@ -1,8 +1,8 @@
 """What MMFS costs: its network against one with grouped convolutions, a step of few-shot training, memory, precision.
 
 Run by `python3 atelier.py bench mmfs`. It needs no weights: they are random, and costs do not depend on them.
-"published" computes as the authors' code does on a CPU: grouped convolutions, and the low pass channel by channel; "grouped"
-has the low pass in one call.
+"published" computes as the authors' code does on a CPU: grouped convolutions, and the low pass channel by channel;
+"grouped" has the low pass in one call.
 """
 
 import argparse
