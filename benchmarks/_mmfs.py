@@ -33,13 +33,18 @@ def grouped(self, x, w):
 
 def single_channels(x, kernel, padding):
     """The low pass with every channel as a picture of its own."""
-    out = functional.conv2d(functional.pad(x, padding).reshape(-1, 1, x.shape[2] + sum(padding[2:]), x.shape[3] + sum(padding[:2])), kernel[None, None].to(x))
+    out = functional.conv2d(
+        functional.pad(x, padding).reshape(-1, 1, x.shape[2] + sum(padding[2:]), x.shape[3] + sum(padding[:2])),
+        kernel[None, None].to(x),
+    )
     return out.view(*x.shape[:2], *out.shape[2:])
 
 
 def upsampled(self, x):
     batch, channels, height, width = x.shape
-    spaced = functional.pad(x.view(batch, channels, height, 1, width, 1), (0, 1, 0, 0, 0, 1)).view(batch, channels, 2 * height, 2 * width)
+    spaced = functional.pad(x.view(batch, channels, height, 1, width, 1), (0, 1, 0, 0, 0, 1)).view(
+        batch, channels, 2 * height, 2 * width
+    )
     return single_channels(spaced, self.kernel, (2, 1, 2, 1))
 
 
@@ -54,8 +59,8 @@ SINGLE = {layers.Fir: lambda self, x: single_channels(x, self.kernel, (self.padd
 
 @contextlib.contextmanager
 def straightforward(single: bool):
-    """The network in usual memory layout, with grouped convolutions and no work in place; the low pass in one depthwise convolution, or
-    `single`, channel by channel, as the published code has it on a CPU."""
+    """The network in usual memory layout, with grouped convolutions and no work in place; the low pass in one
+    depthwise convolution, or `single`, channel by channel, as the published code has it on a CPU."""
     with contextlib.ExitStack() as stack:
         for kind, forward in (GROUPED | (SINGLE if single else {})).items():
             stack.enter_context(mock.patch.object(kind, "forward", forward))
@@ -63,14 +68,22 @@ def straightforward(single: bool):
         yield
 
 
-WAYS = {"ours": contextlib.nullcontext, "grouped": lambda: straightforward(False), "published": lambda: straightforward(True)}
+WAYS = {
+    "ours": contextlib.nullcontext,
+    "grouped": lambda: straightforward(False),
+    "published": lambda: straightforward(True),
+}
 
 
 def inputs(network, size: int, batch: int, styles: int):
     """Pictures, styles and noise of random numbers."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
-    return pictures, network.style_from_seed(torch.randn(styles, network.style, generator=generator)), network.noise_maps(batch, (size, size), 0)
+    return (
+        pictures,
+        network.style_from_seed(torch.randn(styles, network.style, generator=generator)),
+        network.noise_maps(batch, (size, size), 0),
+    )
 
 
 @torch.inference_mode(False)
@@ -80,7 +93,7 @@ def random_network(tiny: bool) -> stylizer.Stylizer:
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if name.endswith("noise.weight"):
-                weight.fill_(0.1)      # as strong as in trained networks
+                weight.fill_(0.1)  # as strong as in trained networks
             elif name.endswith("bias") and "modulation" not in name and not name.startswith("mapping"):
                 weight.normal_(std=0.1)
     return network.requires_grad_(False).eval()
@@ -92,7 +105,7 @@ def median(values):
 
 
 def in_turn(run, rounds: int, say) -> dict:
-    """CPU seconds of run() in each way, taking turns after one unmeasured round; ratios to ours; how far the results are apart."""
+    """CPU seconds of run() in each way, in turn after an unmeasured round; ratios to ours; how far results differ."""
     times, results = {name: [] for name in WAYS}, {}
     for number in range(rounds + 1):
         for name, way in WAYS.items():
@@ -103,8 +116,14 @@ def in_turn(run, rounds: int, say) -> dict:
                 if number:
                     times[name].append(time.process_time() - begin)
     ours = results["ours"]
-    return {name: {"cpu_seconds": median(times[name]), "x_ours": median(map(truediv, times[name], times["ours"])),
-                   "differs_by": (results[name] - ours).abs().max().item()} for name in WAYS}
+    return {
+        name: {
+            "cpu_seconds": median(times[name]),
+            "x_ours": median(map(truediv, times[name], times["ours"])),
+            "differs_by": (results[name] - ours).abs().max().item(),
+        }
+        for name in WAYS
+    }
 
 
 def forward(network, size: int, batch: int, styles: int, decoder: bool, rounds: int, say) -> dict:
@@ -112,17 +131,21 @@ def forward(network, size: int, batch: int, styles: int, decoder: bool, rounds: 
     with torch.inference_mode():
         pictures, style, noise = inputs(network, size, batch, styles)
         features = network.encode(pictures) if decoder else None
-        return in_turn(lambda: network.decode(features, style, noise) if decoder else network(pictures, style, noise), rounds, say)
+        return in_turn(
+            lambda: network.decode(features, style, noise) if decoder else network(pictures, style, noise), rounds, say
+        )
 
 
 def trained(network) -> list[torch.nn.Parameter]:
     """What few-shot training trains: decoder and RGB."""
-    return [weight.requires_grad_() for name, weight in network.named_parameters() if name.startswith(("decoder", "to_rgb"))]
+    return [
+        weight.requires_grad_() for name, weight in network.named_parameters() if name.startswith(("decoder", "to_rgb"))
+    ]
 
 
 @torch.inference_mode(False)
 def step(network, size: int, batch: int, rounds: int, say) -> dict:
-    """Forward and backward pass of the decoder as in few-shot training, one style for all photos; compared are all gradients."""
+    """Forward and backward pass of the decoder as in few-shot training, one style for all; gradients are compared."""
     pictures, style, noise = inputs(network, size, batch, 1)
     with torch.no_grad():
         features = network.encode(pictures)
@@ -144,8 +167,10 @@ def step(network, size: int, batch: int, rounds: int, say) -> dict:
 def sweep(network, size: int, styles: int) -> dict:
     """Encoder and decoder calls, and CPU seconds, of one photo in several styles, encoded once or for each style."""
     calls = {"encode": 0, "decode": 0}
-    handles = [network.encoder.register_forward_hook(lambda *_: calls.update(encode=calls["encode"] + 1)),
-               network.decoder0.register_forward_hook(lambda *_: calls.update(decode=calls["decode"] + 1))]
+    handles = [
+        network.encoder.register_forward_hook(lambda *_: calls.update(encode=calls["encode"] + 1)),
+        network.decoder0.register_forward_hook(lambda *_: calls.update(decode=calls["decode"] + 1)),
+    ]
     found = {}
     with torch.inference_mode():
         picture, style, noise = inputs(network, size, 1, styles)
@@ -155,7 +180,7 @@ def sweep(network, size: int, styles: int) -> dict:
             features = None
             for number in range(styles):
                 features = features if features is not None and name == "once" else network.encode(picture)
-                network.decode(features, style[:, number:number + 1], noise)
+                network.decode(features, style[:, number : number + 1], noise)
             found[name] = {**calls, "cpu_seconds": time.process_time() - begin}
     for handle in handles:
         handle.remove()
@@ -165,7 +190,7 @@ def sweep(network, size: int, styles: int) -> dict:
 
 @torch.inference_mode(False)
 def memory(tiny: bool, size: int, micro_batch: int) -> dict[str, int]:
-    """Bytes that the decoder keeps for the backward pass of one micro-batch, in each way, counted on tensors without content."""
+    """Bytes that the decoder keeps for the backward pass, in each way, counted on tensors without content."""
     found = {}
     for name, way in WAYS.items():
         with FakeTensorMode(), way():
@@ -177,7 +202,10 @@ def memory(tiny: bool, size: int, micro_batch: int) -> dict[str, int]:
             noise = [torch.zeros(micro_batch, 1, *shape) for shape in network.noise_sizes(size, size)]
 
             def keep(tensor):
-                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor   # the tensor too, or its number is given again
+                kept[tensor.untyped_storage()._cdata] = (
+                    tensor.untyped_storage().nbytes(),
+                    tensor,
+                )  # the tensor too, or its number is given again
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -192,8 +220,11 @@ def precision(network, size: int) -> dict[str, float]:
     with torch.inference_mode():
         pictures, style, noise = inputs(network, size, 1, 1)
         exact = network(pictures.double(), style.double(), noise)
-        return {str(dtype).removeprefix("torch."): -10 * math.log10(((network(pictures.to(dtype), style, noise).double() - exact) / 2).square().mean().item())
-                for dtype in DTYPES}
+        return {
+            str(dtype).removeprefix("torch."): -10
+            * math.log10(((network(pictures.to(dtype), style, noise).double() - exact) / 2).square().mean().item())
+            for dtype in DTYPES
+        }
 
 
 def frames_per_second(network, device, size: int, batch: int, rounds: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Files of MMFS and of StyleGAN2: read without running what is in them, told apart by their tensors, checked, written."""
+"""Files of MMFS and StyleGAN2: read without running what is in them, told apart by their tensors, checked, written."""
 
 import hashlib
 import os
@@ -19,26 +19,32 @@ from .stylizer import Stylizer
 NETWORKS = ("G_ema_model", "G_model", "g_ema", "g", "state_dict")
 DISCRIMINATORS = ("D_model", "d")
 # Of networks that are often taken for these: the name, and what a key of theirs begins with.
-OTHERS = (("StyleGAN3 generator", "synthesis.L"), ("StyleGAN3 generator", "synthesis.input."),
-          ("StyleGAN2-ADA generator in NVIDIA's own layout (convert it to the `g_ema` layout)", "synthesis.b"),
-          ("StyleGAN encoder (pSp, e4e)", "encoder.input_layer."), ("DualStyleGAN generator", "generator."),
-          ("Stable Diffusion checkpoint", "model.diffusion_model."), ("LoRA", "lora_"), ("FaceID adapter", "image_proj."))
+OTHERS = (
+    ("StyleGAN3 generator", "synthesis.L"),
+    ("StyleGAN3 generator", "synthesis.input."),
+    ("StyleGAN2-ADA generator in NVIDIA's own layout (convert it to the `g_ema` layout)", "synthesis.b"),
+    ("StyleGAN encoder (pSp, e4e)", "encoder.input_layer."),
+    ("DualStyleGAN generator", "generator."),
+    ("Stable Diffusion checkpoint", "model.diffusion_model."),
+    ("LoRA", "lora_"),
+    ("FaceID adapter", "image_proj."),
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    kind: str                          # "stylizer" or "generator"
-    state: dict[str, torch.Tensor]     # fits `network` exactly; the types of the file
-    phase: int | None                  # of a stylizer: 2 without a CLIP mapper, else 3; what the file says goes before
-    metadata: dict[str, str] = field(default_factory=dict)          # of our own files: phase, prompt, parent
-    discriminator: dict[str, torch.Tensor] | None = None            # of training files
+    kind: str  # "stylizer" or "generator"
+    state: dict[str, torch.Tensor]  # fits `network` exactly; the types of the file
+    phase: int | None  # of a stylizer: 2 without a CLIP mapper, else 3; what the file says goes before
+    metadata: dict[str, str] = field(default_factory=dict)  # of our own files: phase, prompt, parent
+    discriminator: dict[str, torch.Tensor] | None = None  # of training files
 
 
 def read(path: str | Path) -> Checkpoint:
     """The network of a file, checked key by key. Raises ValueError, with what was found, for everything else.
 
-    Whole training files (`G_ema_model`, `g_ema` ...), plain dictionaries of weights, keys that begin with `module.`, and
-    safetensors are read alike.
+    Whole training files (`G_ema_model`, `g_ema` ...), plain dictionaries of weights, keys that begin with `module.`,
+    and safetensors are read alike.
     """
     tensors = read_tensors(path)
     own = next((name for name in NETWORKS if any(key.startswith(f"{name}.") for key in tensors)), None)
@@ -46,8 +52,10 @@ def read(path: str | Path) -> Checkpoint:
     state = without_prefix(tensors, own)
     kind = kind_of(state)
     if kind not in ("stylizer", "generator"):
-        raise ValueError(f"'{path}' is no MMFS or StyleGAN2 file: it looks like {kind}; {five(state)}. Choose a file of MMFS, or a "
-                         "StyleGAN2 generator in the `g_ema` layout.")
+        raise ValueError(
+            f"'{path}' is no MMFS or StyleGAN2 file: it looks like {kind}; {five(state)}. Choose a file of MMFS, or a "
+            "StyleGAN2 generator in the `g_ema` layout."
+        )
     network = shaped(path, kind, state)
     bad = not_finite(state)
     if bad:
@@ -55,7 +63,9 @@ def read(path: str | Path) -> Checkpoint:
     metadata = read_metadata(path)
     phase = None
     if kind == "stylizer":
-        phase = int(metadata["phase"]) if metadata.get("phase", "").isdigit() else 2 if network.clip_mapper is None else 3
+        phase = (
+            int(metadata["phase"]) if metadata.get("phase", "").isdigit() else 2 if network.clip_mapper is None else 3
+        )
     found = without_prefix(tensors, judge) if judge else None
     if found is not None:
         shaped(path, "discriminator", found)
@@ -64,12 +74,16 @@ def read(path: str | Path) -> Checkpoint:
 
 def without_prefix(tensors: dict[str, torch.Tensor], name: str | None) -> dict[str, torch.Tensor]:
     """The tensors under `name` (all without a name), less the `module.` of parallel training."""
-    state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")} if name else tensors
+    state = (
+        {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if name
+        else tensors
+    )
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def kind_of(state: dict[str, torch.Tensor]) -> str:
-    """"stylizer", "generator", "a discriminator alone", or in words what else a dictionary of weights looks like."""
+    """ "stylizer", "generator", "a discriminator alone", or in words what else a dictionary of weights looks like."""
     if "decoder0.conv.weight" in state:
         return "stylizer"
     if "input.input" in state and "conv1.conv.weight" in state:
@@ -87,7 +101,7 @@ def five(keys) -> str:
 
 
 def shaped(path, kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The network, on the meta device, that `state` fits. Fills in the low passes, which are constants, after comparing them.
+    """The network, on the meta device, that `state` fits. Low passes, which are constants, are compared and filled in.
 
     Raises ValueError where keys or shapes are not those of any such network.
     """
@@ -101,19 +115,28 @@ def shaped(path, kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
             key, kernel = f"{name}.kernel", blur_kernel(module.gain)
             given = state.get(key, kernel)
             if given.shape != kernel.shape or (given.float() - kernel).abs().max() > 1e-6:
-                raise ValueError(f"'{path}' was trained with another low pass than (1, 3, 3, 1): '{key}'. It cannot be used.")
+                raise ValueError(
+                    f"'{path}' was trained with another low pass than (1, 3, 3, 1): '{key}'. It cannot be used."
+                )
             state[key] = kernel
     lacking, odd = [key for key in expected if key not in state], [key for key in state if key not in expected]
-    unlike = [f"{key} {list(state[key].shape)} instead of {list(value.shape)}" for key, value in expected.items()
-              if key in state and state[key].shape != value.shape]
+    unlike = [
+        f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
     for what, keys in (("lacks", lacking), ("has unknown", odd), ("has other shapes:", unlike)):
         if keys:
-            raise ValueError(f"'{path}' is not a whole {kind}: it {what} {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more." if len(keys) > 5 else "."))
+            raise ValueError(
+                f"'{path}' is not a whole {kind}: it {what} {', '.join(keys[:5])}"
+                + (f" and {len(keys) - 5} more." if len(keys) > 5 else ".")
+            )
     return network
 
 
 def skeleton(kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
-    """A network without weights, of the widths and depths that the shapes tell. Raises KeyError, IndexError or ValueError."""
+    """A network without weights, as wide and deep as the shapes tell. Raises KeyError, IndexError or ValueError."""
+
     def rows(key):
         return state[key].shape[0]
 
@@ -127,12 +150,25 @@ def skeleton(kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
         if kind == "stylizer":
             channels = tuple(state[f"decoder{level}b.conv.weight"].shape[1] for level in (4, 3, 2, 1))
             mapper = any(key.startswith("clip_mapper.") for key in state)
-            return Stylizer(channels, inputs("decoder0.conv.modulation.weight"), mapper, count("mapping_z.", 1) - 1,
-                            count("clip_mapper.transformer.layers.", 3) if mapper else 4)
+            return Stylizer(
+                channels,
+                inputs("decoder0.conv.modulation.weight"),
+                mapper,
+                count("mapping_z.", 1) - 1,
+                count("clip_mapper.transformer.layers.", 3) if mapper else 4,
+            )
         if kind == "generator":
-            channels = [inputs("input.input"), *(inputs(f"convs.{number}.conv.weight") for number in range(1, count("convs.", 1), 2))]
+            channels = [
+                inputs("input.input"),
+                *(inputs(f"convs.{number}.conv.weight") for number in range(1, count("convs.", 1), 2)),
+            ]
             return Generator(tuple(channels), inputs("conv1.conv.modulation.weight"), count("style.", 1) - 1)
-        return Discriminator((rows("convs.0.0.weight"), *(rows(f"convs.{number}.skip.1.weight") for number in range(1, count("convs.", 1)))))
+        return Discriminator(
+            (
+                rows("convs.0.0.weight"),
+                *(rows(f"convs.{number}.skip.1.weight") for number in range(1, count("convs.", 1))),
+            )
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -164,27 +200,33 @@ def filled(kind: str, state: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.
 def warm_start(generator: Checkpoint, cold: bool = False) -> Stylizer:
     """A stylizer for training's phase 1: StyleGAN2's mapping and its layers from S/8 on; the encoder is random.
 
-    decoder0 and to_rgb0 begin with StyleGAN2's layers at S/16; `cold`: at random, as in the published code. Raises ValueError
-    for a generator without these layers.
+    decoder0 and to_rgb0 begin with StyleGAN2's layers at S/16; `cold`: at random, as in the published code. Raises
+    ValueError for a generator without these layers.
     """
     if generator.kind != "generator":
         raise ValueError(f"training's first phase begins with a StyleGAN2 generator, not with a {generator.kind}")
     state, plan = generator.state, skeleton("generator", generator.state)
-    start = len(plan.channels) - 4     # of the layers at S/8
+    start = len(plan.channels) - 4  # of the layers at S/8
     if start < 1 or plan.channels[start - 1] != plan.channels[start]:
-        raise ValueError(f"a StyleGAN2 generator of {plan.size} pixels with channels {list(plan.channels)} does not fit: it needs 64 pixels at "
-                         "least, and as many channels at a sixteenth of its size as at an eighth")
+        raise ValueError(
+            f"a StyleGAN2 generator of {plan.size} pixels with channels {list(plan.channels)} does not fit: it needs "
+            "64 pixels at least, and as many channels at a sixteenth of its size as at an eighth"
+        )
     made = Stylizer(plan.channels[start:][::-1], plan.width, mapping_layers=len(plan.style) - 1)
     parts = {"style": "mapping_z"}
     for level in range(1 if cold else 0, 5):
-        at = start + level - 1         # place of this size in the channels; the first size has names of its own
+        at = start + level - 1  # place of this size in the channels; the first size has names of its own
         parts[f"convs.{2 * at - 1}" if at else "conv1"] = f"decoder{level}b" if level else "decoder0"
         parts[f"to_rgbs.{at - 1}" if at else "to_rgb1"] = f"to_rgb{level}"
         if level:
             parts[f"convs.{2 * at - 2}"] = f"decoder{level}a"
-    moved = {target + key.removeprefix(source): value for source, target in parts.items() for key, value in state.items()
-             if key.startswith(f"{source}.")}
-    moved.pop("to_rgb0.upsample.kernel", None)     # it is the first here: there is no smaller picture below it
+    moved = {
+        target + key.removeprefix(source): value
+        for source, target in parts.items()
+        for key, value in state.items()
+        if key.startswith(f"{source}.")
+    }
+    moved.pop("to_rgb0.upsample.kernel", None)  # it is the first here: there is no smaller picture below it
     made.load_state_dict(made.state_dict() | {key: value.float() for key, value in moved.items()})
     return made
 
@@ -198,19 +240,30 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save(path: str | Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    path: str | Path,
+    state: dict[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write weights as safetensors of one type, with the keys of the published files; metadata: phase, prompt, parent.
 
-    The file appears when it is whole: one of that name stays until then. Raises ValueError for values that the type cannot hold.
+    The file appears when it is whole: one of that name stays until then. Raises ValueError for values that the type
+    cannot hold.
     """
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
     bad = not_finite(tensors)
     if bad:
-        raise ValueError(f"'{bad}' does not fit into {str(dtype).removeprefix('torch.')}, or is not finite: nothing was saved. Save as float32.")
+        raise ValueError(
+            f"'{bad}' does not fit into {str(dtype).removeprefix('torch.')}, or is not finite: nothing was saved. "
+            "Save as float32."
+        )
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        safetensors.torch.save_file(tensors, part, metadata={key: str(value) for key, value in (metadata or {}).items()})
+        safetensors.torch.save_file(
+            tensors, part, metadata={key: str(value) for key, value in (metadata or {}).items()}
+        )
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

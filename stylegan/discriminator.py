@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     def features(self, pictures: torch.Tensor, taps: tuple[int, ...] = TAPS) -> list[torch.Tensor]:
         """The outputs of the layers `taps` of `convs`; those that a small discriminator lacks are left out."""
         found, x = [], channels_last(pictures)
-        for number, layer in enumerate(self.convs[:max(taps) + 1]):
+        for number, layer in enumerate(self.convs[: max(taps) + 1]):
             x = layer(x)
             if number in taps:
                 found.append(x)
@@ -46,6 +46,9 @@ class Discriminator(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if pictures.shape[-2:] != (self.size, self.size):
-            raise ValueError(f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]} for a discriminator of {self.size} x {self.size}")
+            raise ValueError(
+                f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]} for a discriminator "
+                f"of {self.size} x {self.size}"
+            )
         x = self.final_conv(spread(self.convs(channels_last(pictures))))
         return self.final_linear(x.flatten(1))

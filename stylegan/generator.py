@@ -20,15 +20,22 @@ class Constant(nn.Module):
 class Generator(nn.Module):
     """Faces from noise. channels: those at 4, 8, ... pixels; by default those of the usual files for 512 pixels.
 
-    It has layers = 2 * len(channels) styles of its own: conv1, to_rgb1, and two more for each doubling (a layer's RGB has the
-    style of the layer after it).
+    It has layers = 2 * len(channels) styles of its own: conv1, to_rgb1, and two more for each doubling (a layer's RGB
+    has the style of the layer after it).
     """
 
-    def __init__(self, channels: tuple[int, ...] = (512, 512, 512, 512, 512, 256, 128, 64), style: int = 512, mapping_layers: int = 8):
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (512, 512, 512, 512, 512, 256, 128, 64),
+        style: int = 512,
+        mapping_layers: int = 8,
+    ):
         super().__init__()
         self.channels, self.size, self.layers = tuple(channels), 2 ** (len(channels) + 1), 2 * len(channels)
         first = channels[0]
-        self.style = nn.Sequential(PixelNorm(), *[EqualLinear(style, style, rate=0.01, activated=True) for _ in range(mapping_layers)])
+        self.style = nn.Sequential(
+            PixelNorm(), *[EqualLinear(style, style, rate=0.01, activated=True) for _ in range(mapping_layers)]
+        )
         self.width = style
         self.input = Constant(first)
         self.conv1, self.to_rgb1 = StyledConv(first, first, style), ToRGB(first, style, up=False)
@@ -61,7 +68,10 @@ class Generator(nn.Module):
         return w.expand(self.layers, -1, -1)
 
     def forward(self, styles: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
-        """Styles [layers, B, width] to pictures [B, 3, S, S], about from -1 to 1, not cut off. noise: `noise_maps`; None: the file's."""
+        """Styles [layers, B, width] to pictures [B, 3, S, S], about from -1 to 1, not cut off.
+
+        noise: `noise_maps`; None: the file's.
+        """
         if len(styles) != self.layers:
             raise ValueError(f"styles of {len(styles)} layers for a generator of {self.layers}")
         noise = iter(noise or [getattr(self.noises, f"noise_{number}") for number in range(self.layers - 1)])

@@ -41,7 +41,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fir(nn.Module):
-    """The low pass in each channel after `padding` zeros on every side: [B, C, H, W] -> [B, C, H + 2p - 3, W + 2p - 3]."""
+    """The low pass in each channel, p = `padding` zeros around: [B, C, H, W] -> [B, C, H + 2p - 3, W + 2p - 3]."""
 
     def __init__(self, padding: int, gain: float = 1.0):
         super().__init__()
@@ -115,7 +115,11 @@ class ConvLayer(nn.Sequential):
     """Convolution and activation; `down`: the low pass and a convolution of stride 2, to half the size."""
 
     def __init__(self, inputs: int, outputs: int, size: int, down: bool = False, activated: bool = True):
-        parts = [Fir((size + 1) // 2), EqualConv(inputs, outputs, size, stride=2)] if down else [EqualConv(inputs, outputs, size, padding=size // 2)]
+        parts = (
+            [Fir((size + 1) // 2), EqualConv(inputs, outputs, size, stride=2)]
+            if down
+            else [EqualConv(inputs, outputs, size, padding=size // 2)]
+        )
         super().__init__(*parts, *[BiasAct(outputs)] * activated)
 
 
@@ -155,8 +159,8 @@ class ModulatedConv(nn.Module):
             wide = torch.promote_types(x.dtype, torch.float32)
             power = torch.linalg.vector_norm(weight, dim=(2, 3), dtype=wide).square()
             d = torch.rsqrt(s.to(wide).square() @ power.T + 1e-8).to(x)
-        # Scaling inputs and outputs takes the place of a set of weights for each picture: one convolution for the batch. One
-        # style for all is cheaper still in the weights, which are fewer than the pixels of large layers.
+        # Scaling inputs and outputs takes the place of a set of weights for each picture: one convolution for a batch.
+        # One style for all is cheaper still in the weights, which are fewer than the pixels of large layers.
         if len(s) == 1:
             factors = s if d is None else d.T * s
             return self.convolve(x, weight * factors[:, :, None, None])
@@ -164,7 +168,7 @@ class ModulatedConv(nn.Module):
         if d is None:
             return x
         d = d[:, :, None, None]
-        return x * d if x.requires_grad else x.mul_(d)     # d's gradient needs the convolution's result as it was
+        return x * d if x.requires_grad else x.mul_(d)  # for d's gradient torch would copy x first
 
     def convolve(self, x, weight):
         if self.up:
@@ -219,4 +223,7 @@ def draw_noise(sizes, batch: int, seed: int | torch.Generator, device="cpu") -> 
     if isinstance(seed, torch.Generator):
         return [torch.randn(batch, 1, *size, generator=seed, device=seed.device).to(device) for size in sizes]
     generators = [torch.Generator().manual_seed((seed + b) % 2**64) for b in range(batch)]
-    return [torch.stack([torch.randn(1, *size, generator=generator) for generator in generators]).to(device) for size in sizes]
+    return [
+        torch.stack([torch.randn(1, *size, generator=generator) for generator in generators]).to(device)
+        for size in sizes
+    ]

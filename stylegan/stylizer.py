@@ -1,15 +1,26 @@
-"""MMFS (Li et al., 2023): an encoder keeps a face's structure in a feature map, StyleGAN2's upper layers paint it in a style."""
+"""MMFS (Li et al., 2023): an encoder keeps a face's structure in a feature map, StyleGAN2's upper layers paint it."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import SLOPE, ConvLayer, EqualLinear, PixelNorm, ResBlock, StyledConv, ToRGB, channels_last, draw_noise, normal
+from .layers import (
+    SLOPE,
+    ConvLayer,
+    EqualLinear,
+    PixelNorm,
+    ResBlock,
+    StyledConv,
+    ToRGB,
+    channels_last,
+    draw_noise,
+    normal,
+)
 
-LEVELS = 4       # doublings of the decoder, halvings of the encoder
-STYLES = 10      # vectors w of a style: one for each styled layer
+LEVELS = 4  # doublings of the decoder, halvings of the encoder
+STYLES = 10  # vectors w of a style: one for each styled layer
 STRIDE = 2**LEVELS
-HEADS = 8        # of the CLIP mapper
+HEADS = 8  # of the CLIP mapper
 
 
 class ClipMapper(nn.Module):
@@ -27,19 +38,29 @@ class ClipMapper(nn.Module):
 
 
 class Stylizer(nn.Module):
-    """The network of MMFS, with the weights' names of its published files. One style goes to a batch, or one to each picture.
+    """The network of MMFS, with the weights' names of its files. One style goes to a batch, or one to each picture.
 
     channels: those of the layers at the pictures' full size S, S/2, S/4 and S/8; at S/16 the last again.
     style: width of z and w, and of CLIP's features where there is a CLIP mapper (the mapper has no projection).
     """
 
-    def __init__(self, channels: tuple[int, int, int, int] = (64, 128, 256, 512), style: int = 512, clip_mapper: bool = False,
-                 mapping_layers: int = 8, mapper_layers: int = 4):
+    def __init__(
+        self,
+        channels: tuple[int, int, int, int] = (64, 128, 256, 512),
+        style: int = 512,
+        clip_mapper: bool = False,
+        mapping_layers: int = 8,
+        mapper_layers: int = 4,
+    ):
         super().__init__()
         self.channels, self.style = tuple(channels), style
         first, *_, last = channels
-        self.encoder = nn.Sequential(ConvLayer(3, first, 3), *map(ResBlock, (first, *channels[:-1]), channels), ConvLayer(last, last, 3))
-        self.mapping_z = nn.Sequential(PixelNorm(), *[EqualLinear(style, style, rate=0.01, activated=True) for _ in range(mapping_layers)])
+        self.encoder = nn.Sequential(
+            ConvLayer(3, first, 3), *map(ResBlock, (first, *channels[:-1]), channels), ConvLayer(last, last, 3)
+        )
+        self.mapping_z = nn.Sequential(
+            PixelNorm(), *[EqualLinear(style, style, rate=0.01, activated=True) for _ in range(mapping_layers)]
+        )
         self.decoder0, self.to_rgb0 = StyledConv(last, last, style), ToRGB(last, style, up=False)
         for level, (inputs, outputs) in enumerate(zip((last, *channels[::-1]), channels[::-1]), 1):
             setattr(self, f"decoder{level}a", StyledConv(inputs, outputs, style, up=True))
@@ -48,9 +69,11 @@ class Stylizer(nn.Module):
         self.clip_mapper = ClipMapper(style, mapper_layers) if clip_mapper else None
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W] to features [B, C, H/16, W/16]. Raises ValueError for sides that are no multiples of 16."""
+        """Pictures [B, 3, H, W] to features [B, C, H/16, W/16]. Raises ValueError for other sides."""
         if pictures.shape[-1] % STRIDE or pictures.shape[-2] % STRIDE:
-            raise ValueError(f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]}: both sides must be multiples of {STRIDE}")
+            raise ValueError(
+                f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]}: both sides must be multiples of {STRIDE}"
+            )
         return self.encoder(channels_last(pictures))
 
     def style_from_seed(self, z: torch.Tensor) -> torch.Tensor:
@@ -65,7 +88,7 @@ class Stylizer(nn.Module):
         return torch.cat([a[:first], b[first:]])
 
     def style_from_clip(self, feature: torch.Tensor) -> torch.Tensor:
-        """CLIP's feature [B, style], of length 1, to a style [10, B, style]. Raises ValueError without a CLIP mapper."""
+        """CLIP's feature [B, style] of length 1 to a style [10, B, style]. Raises ValueError without a CLIP mapper."""
         if self.clip_mapper is None:
             raise ValueError("no CLIP mapper (phase 2 file); use MMFS Style (Seed) or a phase 3/4 file")
         return self.clip_mapper(feature)
@@ -75,14 +98,21 @@ class Stylizer(nn.Module):
         levels = [0, *(level for level in range(1, LEVELS + 1) for _ in "ab")]
         return [(height // STRIDE * 2**level, width // STRIDE * 2**level) for level in levels]
 
-    def noise_maps(self, batch: int, size: tuple[int, int], seed: int | torch.Generator, device="cpu") -> list[torch.Tensor]:
+    def noise_maps(
+        self, batch: int, size: tuple[int, int], seed: int | torch.Generator, device="cpu"
+    ) -> list[torch.Tensor]:
         """The noise of pictures of `size` (height, width). Batch 1 serves any batch: the same noise for each."""
         return draw_noise(self.noise_sizes(*size), batch, seed, device)
 
-    def decode_unbounded(self, features: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def decode_unbounded(
+        self, features: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """`decode` before its values are cut off at -1 and 1."""
         if len(style) != STYLES or style.shape[1] not in (1, len(features)):
-            raise ValueError(f"a style for {len(features)} pictures is [{STYLES}, {len(features)} or 1, {self.style}], not {list(style.shape)}")
+            raise ValueError(
+                f"a style for {len(features)} pictures is [{STYLES}, {len(features)} or 1, {self.style}], "
+                f"not {list(style.shape)}"
+            )
         noise = iter(noise or [None] * (2 * LEVELS + 1))
         x = self.decoder0(channels_last(features), style[0], next(noise))
         picture = self.to_rgb0(x, style[1])
@@ -92,9 +122,16 @@ class Stylizer(nn.Module):
             picture = getattr(self, f"to_rgb{level}")(x, style[2 * level + 1], picture)
         return picture
 
-    def decode(self, features: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
-        """Features [B, C, h, w] in a style [10, B or 1, style] to pictures [B, 3, 16h, 16w]. noise: `noise_maps`, None for none."""
+    def decode(
+        self, features: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Features [B, C, h, w] in a style [10, B or 1, style] to pictures [B, 3, 16h, 16w].
+
+        noise: `noise_maps`, None for none.
+        """
         return functional.hardtanh(self.decode_unbounded(features, style, noise))
 
-    def forward(self, pictures: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(
+        self, pictures: torch.Tensor, style: torch.Tensor, noise: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         return self.decode(self.encode(pictures), style, noise)

@@ -19,8 +19,10 @@ def say(text):
 @pytest.mark.parametrize("styles, decoder", [(2, False), (1, True)])
 def test_the_ways_agree(network, styles, decoder):
     ways = _mmfs.forward(network, 64, 2, styles, decoder, 1, say)
-    assert set(ways) == {"ours", "grouped", "published"} and all(way["differs_by"] < 1e-4 and way["x_ours"] > 0 for way in ways.values())
-    assert ways["published"]["differs_by"] > 0      # they are not the same code
+    assert set(ways) == {"ours", "grouped", "published"} and all(
+        way["differs_by"] < 1e-4 and way["x_ours"] > 0 for way in ways.values()
+    )
+    assert ways["published"]["differs_by"] > 0  # they are not the same code
 
 
 def test_the_ways_agree_in_gradients(network):
@@ -33,14 +35,25 @@ def test_another_network_would_show(network, monkeypatch, kind):
     right = _mmfs.GROUPED[kind]
     monkeypatch.setitem(_mmfs.GROUPED, kind, lambda self, *args: 1.01 * right(self, *args))
     ways = _mmfs.forward(network, 64, 1, 1, True, 1, say)
-    assert ways["ours"]["differs_by"] == 0 and ways["grouped"]["differs_by"] > 1e-3 and ways["published"]["differs_by"] > 1e-3
+    assert (
+        ways["ours"]["differs_by"] == 0
+        and ways["grouped"]["differs_by"] > 1e-3
+        and ways["published"]["differs_by"] > 1e-3
+    )
 
 
 def test_the_report(tmp_path, capsys):
-    assert mmfs.main(["--tiny", "--sizes", "64", "--rounds", "1", "--styles", "3", "--json", str(tmp_path / "mmfs.json")]) == 0
+    assert (
+        mmfs.main(["--tiny", "--sizes", "64", "--rounds", "1", "--styles", "3", "--json", str(tmp_path / "mmfs.json")])
+        == 0
+    )
     report = json.loads((tmp_path / "mmfs.json").read_text())
     assert len(report["runs"]) == 5 and report["targets"][-1]["reached"]
-    assert (report["sweep"]["once"]["encode"], report["sweep"]["each time"]["encode"], report["sweep"]["once"]["decode"]) == (1, 3, 3)
+    assert (
+        report["sweep"]["once"]["encode"],
+        report["sweep"]["each time"]["encode"],
+        report["sweep"]["once"]["decode"],
+    ) == (1, 3, 3)
     kept = report["memory"]["64"]
     assert kept["8"]["ours"] > 2 * kept["1"]["ours"] and all(ways["ours"] < ways["grouped"] for ways in kept.values())
     assert report["decibels"]["float32"] > 100 and "not measured" in capsys.readouterr().out

@@ -1,6 +1,7 @@
-"""MMFS, StyleGAN2's generator and its discriminator against a literal implementation in float64, made from the weights by name.
+"""MMFS, StyleGAN2's generator and its discriminator against a literal float64 implementation, made of weights by name.
 
-Literal: each picture alone with weights of its own, convolutions as sums over taps, zeros inserted by hand, attention written out.
+Literal: each picture alone with weights of its own, convolutions as sums over taps, zeros inserted by hand, attention
+written out.
 """
 
 import math
@@ -31,10 +32,17 @@ def correlate(x, weight, padding=0, stride=1):
     channels, height, width = x.shape
     size = weight.shape[-1]
     framed = x.new_zeros(channels, height + 2 * padding, width + 2 * padding)
-    framed[:, padding:padding + height, padding:padding + width] = x
+    framed[:, padding : padding + height, padding : padding + width] = x
     rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
-    return sum(torch.einsum("oi,ihw->ohw", weight[:, :, dy, dx], framed[:, dy:dy + stride * rows:stride, dx:dx + stride * columns:stride])
-               for dy in range(size) for dx in range(size))
+    return sum(
+        torch.einsum(
+            "oi,ihw->ohw",
+            weight[:, :, dy, dx],
+            framed[:, dy : dy + stride * rows : stride, dx : dx + stride * columns : stride],
+        )
+        for dy in range(size)
+        for dx in range(size)
+    )
 
 
 def fir(x, padding, kernel=K):
@@ -62,7 +70,7 @@ class Literal:
 
     def conv(self, x, name, padding=0, stride=1):
         weight = self[f"{name}.weight"]
-        return correlate(x, weight / math.sqrt(weight.shape[1] * weight.shape[2]**2), padding, stride)
+        return correlate(x, weight / math.sqrt(weight.shape[1] * weight.shape[2] ** 2), padding, stride)
 
     def act(self, x, name):
         return math.sqrt(2) * lrelu(x + self[name][:, None, None])
@@ -86,7 +94,11 @@ class Literal:
 
     def modulated(self, x, name, w, demodulate, up):
         stored = self[f"{name}.weight"][0]
-        weight = stored / math.sqrt(stored.shape[1] * stored.shape[2]**2) * self.linear(w, f"{name}.modulation")[:, None, None]
+        weight = (
+            stored
+            / math.sqrt(stored.shape[1] * stored.shape[2] ** 2)
+            * self.linear(w, f"{name}.modulation")[:, None, None]
+        )
         if demodulate:
             weight = torch.stack([one / torch.sqrt((one**2).sum() + 1e-8) for one in weight])
         if not up:
@@ -129,15 +141,21 @@ class Literal:
     def from_clip(self, feature, layers=4, heads=8):
         x = feature[None] + self["clip_mapper.position_embedding"]
         for name in (f"clip_mapper.transformer.layers.{number}" for number in range(layers)):
-            q, k, v = self.affine(self.norm(x, f"{name}.norm1"), f"{name}.self_attn.in_proj_weight", f"{name}.self_attn.in_proj_bias").chunk(3, 1)
+            q, k, v = self.affine(
+                self.norm(x, f"{name}.norm1"), f"{name}.self_attn.in_proj_weight", f"{name}.self_attn.in_proj_bias"
+            ).chunk(3, 1)
             size, found = x.shape[1] // heads, []
             for head in range(heads):
                 part = slice(head * size, (head + 1) * size)
                 logits = q[:, part] @ k[:, part].T / math.sqrt(size)
                 weights = torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
                 found.append(weights @ v[:, part])
-            x = x + self.affine(torch.cat(found, 1), f"{name}.self_attn.out_proj.weight", f"{name}.self_attn.out_proj.bias")
-            hidden = self.affine(self.norm(x, f"{name}.norm2"), f"{name}.linear1.weight", f"{name}.linear1.bias").clamp(min=0)
+            x = x + self.affine(
+                torch.cat(found, 1), f"{name}.self_attn.out_proj.weight", f"{name}.self_attn.out_proj.bias"
+            )
+            hidden = self.affine(self.norm(x, f"{name}.norm2"), f"{name}.linear1.weight", f"{name}.linear1.bias").clamp(
+                min=0
+            )
             x = x + self.affine(hidden, f"{name}.linear2.weight", f"{name}.linear2.bias")
         return lrelu(x)
 
@@ -158,8 +176,10 @@ class Literal:
             features.append(found)
         batch, group, logits = len(pictures), min(len(pictures), 4), []
         for b in range(batch):
-            friends = torch.stack([features[other][-1] for other in range(batch) if other % (batch // group) == b % (batch // group)])
-            deviation = torch.sqrt(((friends - friends.mean(0))**2).mean(0) + 1e-8).mean()
+            friends = torch.stack(
+                [features[other][-1] for other in range(batch) if other % (batch // group) == b % (batch // group)]
+            )
+            deviation = torch.sqrt(((friends - friends.mean(0)) ** 2).mean(0) + 1e-8).mean()
             x = features[b][-1]
             x = self.conv_layer(torch.cat([x, deviation.expand(1, *x.shape[1:])]), "final_conv").reshape(-1)
             x = math.sqrt(2) * lrelu(self.linear(x, "final_linear.0"))
@@ -199,39 +219,88 @@ def full_size():
 
 def expected_keys() -> dict[str, tuple]:
     """The table of the published files."""
-    shapes = {"encoder.0.0.weight": (64, 3, 3, 3), "encoder.0.1.bias": (64,), "encoder.5.0.weight": (512, 512, 3, 3), "encoder.5.1.bias": (512,)}
+    shapes = {
+        "encoder.0.0.weight": (64, 3, 3, 3),
+        "encoder.0.1.bias": (64,),
+        "encoder.5.0.weight": (512, 512, 3, 3),
+        "encoder.5.1.bias": (512,),
+    }
     for number, (i, o) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
-        shapes |= {f"encoder.{number}.{name}": shape for name, shape in {
-            "conv1.0.weight": (i, i, 3, 3), "conv1.1.bias": (i,), "conv2.0.kernel": (4, 4), "conv2.1.weight": (o, i, 3, 3), "conv2.2.bias": (o,),
-            "skip.0.kernel": (4, 4), "skip.1.weight": (o, i, 1, 1)}.items()}
+        shapes |= {
+            f"encoder.{number}.{name}": shape
+            for name, shape in {
+                "conv1.0.weight": (i, i, 3, 3),
+                "conv1.1.bias": (i,),
+                "conv2.0.kernel": (4, 4),
+                "conv2.1.weight": (o, i, 3, 3),
+                "conv2.2.bias": (o,),
+                "skip.0.kernel": (4, 4),
+                "skip.1.weight": (o, i, 1, 1),
+            }.items()
+        }
     for number in range(1, 9):
         shapes |= {f"mapping_z.{number}.weight": (512, 512), f"mapping_z.{number}.bias": (512,)}
-    widths = [("decoder0", 512, 512), ("decoder1a", 512, 512), ("decoder1b", 512, 512), ("decoder2a", 512, 256), ("decoder2b", 256, 256),
-              ("decoder3a", 256, 128), ("decoder3b", 128, 128), ("decoder4a", 128, 64), ("decoder4b", 64, 64)]
+    widths = [
+        ("decoder0", 512, 512),
+        ("decoder1a", 512, 512),
+        ("decoder1b", 512, 512),
+        ("decoder2a", 512, 256),
+        ("decoder2b", 256, 256),
+        ("decoder3a", 256, 128),
+        ("decoder3b", 128, 128),
+        ("decoder4a", 128, 64),
+        ("decoder4b", 64, 64),
+    ]
     for name, i, o in widths:
-        shapes |= {f"{name}.conv.weight": (1, o, i, 3, 3), f"{name}.conv.modulation.weight": (i, 512), f"{name}.conv.modulation.bias": (i,),
-                   f"{name}.noise.weight": (1,), f"{name}.activate.bias": (o,)}
+        shapes |= {
+            f"{name}.conv.weight": (1, o, i, 3, 3),
+            f"{name}.conv.modulation.weight": (i, 512),
+            f"{name}.conv.modulation.bias": (i,),
+            f"{name}.noise.weight": (1,),
+            f"{name}.activate.bias": (o,),
+        }
         if name.endswith("a"):
             shapes[f"{name}.conv.blur.kernel"] = (4, 4)
     for number, i in enumerate([512, 512, 256, 128, 64]):
-        shapes |= {f"to_rgb{number}.conv.weight": (1, 3, i, 1, 1), f"to_rgb{number}.conv.modulation.weight": (i, 512),
-                   f"to_rgb{number}.conv.modulation.bias": (i,), f"to_rgb{number}.bias": (1, 3, 1, 1)}
+        shapes |= {
+            f"to_rgb{number}.conv.weight": (1, 3, i, 1, 1),
+            f"to_rgb{number}.conv.modulation.weight": (i, 512),
+            f"to_rgb{number}.conv.modulation.bias": (i,),
+            f"to_rgb{number}.bias": (1, 3, 1, 1),
+        }
         if number:
             shapes[f"to_rgb{number}.upsample.kernel"] = (4, 4)
     shapes["clip_mapper.position_embedding"] = (10, 512)
     for number in range(4):
-        shapes |= {f"clip_mapper.transformer.layers.{number}.{name}": shape for name, shape in {
-            "self_attn.in_proj_weight": (1536, 512), "self_attn.in_proj_bias": (1536,), "self_attn.out_proj.weight": (512, 512),
-            "self_attn.out_proj.bias": (512,), "linear1.weight": (2048, 512), "linear1.bias": (2048,), "linear2.weight": (512, 2048),
-            "linear2.bias": (512,), "norm1.weight": (512,), "norm1.bias": (512,), "norm2.weight": (512,), "norm2.bias": (512,)}.items()}
+        shapes |= {
+            f"clip_mapper.transformer.layers.{number}.{name}": shape
+            for name, shape in {
+                "self_attn.in_proj_weight": (1536, 512),
+                "self_attn.in_proj_bias": (1536,),
+                "self_attn.out_proj.weight": (512, 512),
+                "self_attn.out_proj.bias": (512,),
+                "linear1.weight": (2048, 512),
+                "linear1.bias": (2048,),
+                "linear2.weight": (512, 2048),
+                "linear2.bias": (512,),
+                "norm1.weight": (512,),
+                "norm1.bias": (512,),
+                "norm2.weight": (512,),
+                "norm2.bias": (512,),
+            }.items()
+        }
     return shapes
 
 
 def test_the_published_keys_and_shapes(full_size):
     expected = expected_keys()
-    assert {name: tuple(value.shape) for name, value in full_size.state_dict().items()} == expected and len(expected) == 170
+    assert {name: tuple(value.shape) for name, value in full_size.state_dict().items()} == expected and len(
+        expected
+    ) == 170
     with torch.device("meta"):
-        assert list(Stylizer().state_dict()) == [name for name in full_size.state_dict() if not name.startswith("clip_mapper.")]
+        assert list(Stylizer().state_dict()) == [
+            name for name in full_size.state_dict() if not name.startswith("clip_mapper.")
+        ]
         assert len(Stylizer().state_dict()) == 121
     assert round(sum(weight.numel() for weight in full_size.parameters()) / 1e6, 2) == 31.29
 
@@ -240,12 +309,12 @@ def test_what_training_begins_with():
     torch.manual_seed(0)
     for name, value in Stylizer((8, 16, 32, 32), 64, clip_mapper=True).named_parameters():
         if name.startswith("clip_mapper.transformer"):
-            continue                 # torch's own
+            continue  # torch's own
         if name.endswith("modulation.bias"):
             assert (value == 1).all(), name
         elif name.endswith(("bias", "noise.weight")):
             assert not value.any(), name
-        elif value.numel() > 500:    # enough for its spread to be seen
+        elif value.numel() > 500:  # enough for its spread to be seen
             expected = 100 if name.startswith("mapping_z") else 1
             assert 0.85 * expected < value.std() < 1.15 * expected, name
 
@@ -258,9 +327,11 @@ def test_the_stylizer_is_the_literal_one(stylizer, shared):
     expected = torch.stack([literal.encode(picture) for picture in pictures])
     assert features.shape == (2, 6, 2, 3) and apart(features, expected) < 1e-10
     styles = styles[:, :1] if shared else styles
-    expected = torch.stack([literal.decode(expected[b], styles[:, 0 if shared else b], [maps[b] for maps in noise]) for b in range(2)])
+    expected = torch.stack(
+        [literal.decode(expected[b], styles[:, 0 if shared else b], [maps[b] for maps in noise]) for b in range(2)]
+    )
     bounded = expected.clamp(-1, 1)
-    assert 0.02 < (expected != bounded).double().mean() < 0.98     # some values are cut off, not all
+    assert 0.02 < (expected != bounded).double().mean() < 0.98  # some values are cut off, not all
     assert apart(stylizer.decode_unbounded(features, styles, noise), expected) < 1e-10
     assert apart(stylizer(pictures, styles, noise), bounded) < 1e-10
 
@@ -272,7 +343,10 @@ def test_both_mappings_are_the_literal_ones(stylizer):
     assert apart(styles, torch.stack([literal.mapping(one, "mapping_z") for one in z]).expand(10, -1, -1)) < 1e-10
     feature = z / z.norm(dim=1, keepdim=True)
     styles = stylizer.style_from_clip(feature)
-    assert styles.shape == (10, 2, WIDTH) and apart(styles, torch.stack([literal.from_clip(one) for one in feature], 1)) < 1e-10
+    assert (
+        styles.shape == (10, 2, WIDTH)
+        and apart(styles, torch.stack([literal.from_clip(one) for one in feature], 1)) < 1e-10
+    )
 
 
 def test_mixed_styles(stylizer):
@@ -285,15 +359,28 @@ def test_mixed_styles(stylizer):
             stylizer.mixed(a, b, first)
 
 
-AFFECTED = [{"decoder0"}, {"to_rgb0", "decoder1a"}, {"decoder1b"}, {"to_rgb1", "decoder2a"}, {"decoder2b"}, {"to_rgb2", "decoder3a"}, {"decoder3b"},
-            {"to_rgb3", "decoder4a"}, {"decoder4b"}, {"to_rgb4"}]
+AFFECTED = [
+    {"decoder0"},
+    {"to_rgb0", "decoder1a"},
+    {"decoder1b"},
+    {"to_rgb1", "decoder2a"},
+    {"decoder2b"},
+    {"to_rgb2", "decoder3a"},
+    {"decoder3b"},
+    {"to_rgb3", "decoder4a"},
+    {"decoder4b"},
+    {"to_rgb4"},
+]
 
 
 def test_each_vector_of_a_style_reaches_its_layers_only(stylizer):
     pictures, styles, noise = inputs(stylizer, 1)
     features, seen = stylizer.encode(pictures), {}
-    handles = [module.register_forward_hook(lambda _, __, out, name=name: seen.update({name.split(".")[0]: out}))
-               for name, module in stylizer.named_modules() if name.endswith(".modulation")]
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name.split(".")[0]: out}))
+        for name, module in stylizer.named_modules()
+        if name.endswith(".modulation")
+    ]
     try:
         plain, before = stylizer.decode_unbounded(features, styles, noise), dict(seen)
         for j in range(10):
@@ -310,18 +397,26 @@ def test_each_vector_of_a_style_reaches_its_layers_only(stylizer):
 def test_noise_repeats_and_a_batch_is_its_pictures(stylizer):
     pictures, styles, noise = inputs(stylizer)
     again = stylizer.noise_maps(2, SIZE, 3)
-    assert [tuple(maps.shape) for maps in noise] == [(2, 1, *size) for size in [(2, 3), *[(4, 6)] * 2, *[(8, 12)] * 2, *[(16, 24)] * 2, *[(32, 48)] * 2]]
+    assert [tuple(maps.shape) for maps in noise] == [
+        (2, 1, *size) for size in [(2, 3), *[(4, 6)] * 2, *[(8, 12)] * 2, *[(16, 24)] * 2, *[(32, 48)] * 2]
+    ]
     assert all(torch.equal(a, b.double()) for a, b in zip(noise, again)) and not torch.equal(noise[8][0], noise[8][1])
-    alone = stylizer.noise_maps(1, SIZE, 4)     # the second picture's noise is what seed + 1 gives
+    alone = stylizer.noise_maps(1, SIZE, 4)  # the second picture's noise is what seed + 1 gives
     assert all(torch.equal(a[1:], b.double()) for a, b in zip(noise, alone))
     assert torch.equal(stylizer.noise_maps(2, SIZE, 2**64 - 1)[0][1:], stylizer.noise_maps(1, SIZE, 0)[0])
     both = stylizer(pictures, styles, noise)
     assert torch.equal(both, stylizer(pictures, styles, noise))
     for b in range(2):
-        one = stylizer(pictures[b:b + 1], styles[:, b:b + 1], [maps[b:b + 1] for maps in noise])
-        assert apart(both[b:b + 1], one) < 1e-12
+        one = stylizer(pictures[b : b + 1], styles[:, b : b + 1], [maps[b : b + 1] for maps in noise])
+        assert apart(both[b : b + 1], one) < 1e-12
     fixed = [maps[:1] for maps in noise]
-    assert apart(stylizer(pictures, styles, fixed), stylizer(pictures, styles, [maps.expand(2, -1, -1, -1) for maps in fixed])) < 1e-12
+    assert (
+        apart(
+            stylizer(pictures, styles, fixed),
+            stylizer(pictures, styles, [maps.expand(2, -1, -1, -1) for maps in fixed]),
+        )
+        < 1e-12
+    )
 
 
 def test_wrong_sizes_and_styles_are_refused(stylizer):
@@ -344,7 +439,9 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(Upsample().double(), (x,))
     block, x = ResBlock(2, 2).double(), normal(1, 2, 2, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, *_: block(x), (x, *block.parameters()))
-    assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)     # what the penalty on the discriminator's gradient needs
+    assert torch.autograd.gradgradcheck(
+        block, (x,), fast_mode=True
+    )  # what the penalty on the discriminator's gradient needs
 
 
 def test_gradients_of_the_decoder_are_those_of_the_literal_one(stylizer):
@@ -365,7 +462,7 @@ def test_gradients_of_the_decoder_are_those_of_the_literal_one(stylizer):
 
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 100), (torch.bfloat16, 25), (torch.float16, 45)])
 def test_other_precisions_stay_close(stylizer, dtype, least):
-    """Decibels against float64. The random weights here are rougher than trained ones; sizes of the files: docs/benchmarks.md."""
+    """Decibels against float64. The weights here are rougher than trained ones; at full size: docs/benchmarks.md."""
     pictures, styles, noise = inputs(stylizer)
     exact = stylizer(pictures, styles, noise)
     found = stylizer(pictures.to(dtype), styles, noise)
@@ -374,7 +471,7 @@ def test_other_precisions_stay_close(stylizer, dtype, least):
 
 
 def test_half_precision_survives_small_weights():
-    """Squares of the weights are summed in float32: in float16 they are 0 below 1e-4, and everything would become infinite."""
+    """Squares of the weights are summed in float32: float16 would lose them."""
     conv = ModulatedConv(4, 4, 3, 8)
     with torch.no_grad():
         conv.weight *= 1e-3
@@ -410,14 +507,28 @@ def test_the_generators_published_layout():
         state = Generator().state_dict()
     names = {name.split(".")[0] for name in state}
     assert names == {"style", "input", "conv1", "to_rgb1", "convs", "to_rgbs", "noises"} and len(state) == 153
-    assert state["convs.6.conv.weight"].shape == (1, 512, 512, 3, 3) and state["convs.13.conv.weight"].shape == (1, 64, 64, 3, 3)
-    assert state["noises.noise_0"].shape[-1] == 4 and state["noises.noise_14"].shape[-1] == 512 and state["to_rgbs.6.upsample.kernel"].shape == (4, 4)
+    assert state["convs.6.conv.weight"].shape == (1, 512, 512, 3, 3) and state["convs.13.conv.weight"].shape == (
+        1,
+        64,
+        64,
+        3,
+        3,
+    )
+    assert (
+        state["noises.noise_0"].shape[-1] == 4
+        and state["noises.noise_14"].shape[-1] == 512
+        and state["to_rgbs.6.upsample.kernel"].shape == (4, 4)
+    )
 
 
 def test_truncation(generator):
     mean = generator.mean_w(64)
     w = generator.map(normal(2, WIDTH))
-    assert mean.shape == (1, WIDTH) and torch.equal(mean, generator.mean_w(64)) and not torch.equal(mean, generator.mean_w(64, seed=1))
+    assert (
+        mean.shape == (1, WIDTH)
+        and torch.equal(mean, generator.mean_w(64))
+        and not torch.equal(mean, generator.mean_w(64, seed=1))
+    )
     assert torch.equal(truncated(w, mean, 1.0), w) and torch.equal(truncated(w, mean, 0.0), mean.expand(2, -1))
     assert apart(truncated(w, mean, 0.7), mean + 0.7 * (w - mean)) < 1e-12
 
@@ -437,9 +548,29 @@ def test_the_discriminator_is_the_literal_one(batch):
 def test_the_discriminators_published_layout_and_groups():
     with torch.device("meta"):
         network = Discriminator()
-        assert network.size == 512 and network.final_linear[0].weight.shape == (512, 8192) and network.final_conv[0].weight.shape[1] == 513
-        assert [layer.skip[1].weight.shape[0] for layer in network.convs[1:]] == [128, 256, 512, 512, 512, 512, 512] and len(network.state_dict()) == 57
+        assert (
+            network.size == 512
+            and network.final_linear[0].weight.shape == (512, 8192)
+            and network.final_conv[0].weight.shape[1] == 513
+        )
+        assert [layer.skip[1].weight.shape[0] for layer in network.convs[1:]] == [
+            128,
+            256,
+            512,
+            512,
+            512,
+            512,
+            512,
+        ] and len(network.state_dict()) == 57
     small = Discriminator((2,) * 7)
-    assert TAPS == (1, 3, 4, 5) and [len(x[0, 0]) for x in small.features(torch.zeros(1, 3, 256, 256))] == [128, 32, 16, 8]
-    x = normal(6, 2, 3, 3)      # no multiple of four: groups of three
-    assert torch.allclose(spread(x)[:, 2, 0, 0], torch.stack([x[b::2].var(0, unbiased=False).add(1e-8).sqrt().mean() for b in (0, 1)]).repeat(3))
+    assert TAPS == (1, 3, 4, 5) and [len(x[0, 0]) for x in small.features(torch.zeros(1, 3, 256, 256))] == [
+        128,
+        32,
+        16,
+        8,
+    ]
+    x = normal(6, 2, 3, 3)  # no multiple of four: groups of three
+    assert torch.allclose(
+        spread(x)[:, 2, 0, 0],
+        torch.stack([x[b::2].var(0, unbiased=False).add(1e-8).sqrt().mean() for b in (0, 1)]).repeat(3),
+    )
