@@ -1,5 +1,6 @@
-"""Reading files of weights from outside without running what is in them: FaceID files, and LoRA files for the host."""
+"""Reading files of weights from outside without running what is in them: FaceID and StyleGAN2 files, and LoRA files for the host."""
 
+import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix.lower() in SAFE:
             return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # a bag of values; training files keep their command line in one
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):  # a whole training checkpoint
             loaded = loaded["state_dict"]
         return dict(flatten(loaded))
