@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..identity.weights import read_tensors
 
 MEAN, STD = (.485, .456, .406), (.229, .224, .225)      # of ImageNet
 HEAD = 64
@@ -26,10 +27,6 @@ NAMES = [(r"^embeddings\.cls_token$", "cls_token"), (r"^embeddings\.position_emb
          (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."), (r"\.attention\.q_proj\.", ".attn.query."),
          (r"\.attention\.k_proj\.", ".attn.key."), (r"\.attention\.v_proj\.", ".attn.value."),
          (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."), (r"(\.\d+)\.output\.dense\.", r"\1.mlp.fc2.")]
-
-
-class NoDino(ValueError):
-    """The file is not a DINO vision transformer; the message says why."""
 
 
 class Attention(nn.Module):
@@ -84,30 +81,20 @@ class Dino(nn.Module):
         return self.blocks[-1].attn.keys(self.blocks[-1].norm1(x))
 
 
-def load(path: Path) -> Dino:
-    """The model of a file, frozen; never by full unpickling. Raises NoDino."""
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            weights = safetensors.torch.load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # either library raises anything
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise NoDino(f"{path} cannot be read as plain tensors: {line}. Download it again from {PAGE}.") from None
-    return build(weights, str(path))
+def load(path: str | Path) -> Dino:
+    """The model of a file, frozen; never by full unpickling. Raises ValueError."""
+    return build(read_tensors(path), str(path))
 
 
-def build(weights: dict, where: str = "this file") -> Dino:
-    """From the tensors of either layout, bare or as "teacher" of a whole training. Raises NoDino."""
-    weights = weights.get("teacher", weights) if isinstance(weights, dict) else {}
-    tensors = _published({str(name): value for name, value in weights.items() if torch.is_tensor(value)})
+def build(weights: dict[str, torch.Tensor], where: str = "this file") -> Dino:
+    """From the tensors of any layout, bare or as the teacher of a whole training. Raises ValueError."""
+    tensors = _published(weights)
     missing = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight",
                                  "blocks.0.attn.qkv.weight") if name not in tensors]
     if missing:
-        found = ", ".join(list(map(str, weights))[:5]) or "no tensors"
-        raise NoDino(f"{where} is no DINO vision transformer: {missing[0]} is missing (it has {found}). "
-                     f"Take dino_vitbase8_pretrain.pth from {PAGE}.")
+        found = ", ".join(list(weights)[:5]) or "no tensors"
+        raise ValueError(f"'{where}' is no DINO vision transformer: {missing[0]} is missing (it has {found}). "
+                         f"Take dino_vitbase8_pretrain.pth from {PAGE}.")
     hidden, width = tensors["blocks.0.mlp.fc1.weight"].shape
     patch, grid = tensors["patch_embed.proj.weight"].shape[-1], round((tensors["pos_embed"].shape[1] - 1) ** .5)
     blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
@@ -115,17 +102,20 @@ def build(weights: dict, where: str = "this file") -> Dino:
     wanted = model.state_dict()
     wrong = [name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape]
     if wrong:
-        raise NoDino(f"{where} is no whole DINO vision transformer: {wrong[0]} is missing or of another shape. "
-                     f"Take dino_vitbase8_pretrain.pth from {PAGE}.")
+        raise ValueError(f"'{where}' is no whole DINO vision transformer: {wrong[0]} is missing or of another shape. "
+                         f"Take dino_vitbase8_pretrain.pth from {PAGE}.")
     model.load_state_dict({name: tensors[name] for name in wanted})
     return model.requires_grad_(False).eval()
 
 
 def _published(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The publishers' names, without what wraps them, query, key and value fused."""
-    head = next((re.sub(r"(embeddings\.)?cls_token$", "", name) for name in weights if name.endswith("cls_token")), "")
+    heads = [re.sub(r"(embeddings\.)?cls_token$", "", name) for name in weights if name.endswith("cls_token")]
+    head = max(heads, key=lambda head: head.startswith("teacher."), default="")      # a training file has a student too
     named = {}
     for name, value in weights.items():
+        if not name.startswith(head):
+            continue
         name = name.removeprefix(head)
         for pattern, new in NAMES:
             name = re.sub(pattern, new, name)
