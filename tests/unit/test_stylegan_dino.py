@@ -99,8 +99,9 @@ def test_every_layout_gives_the_same_keys(network, layout):
         "old transformers": old(weights),
         "prefixed": {f"vit.{name}": value for name, value in old(weights).items()},
         "teacher": {
-            "teacher": {f"module.backbone.{name}": value for name, value in fused(weights).items()},
-            "epoch": 3,
+            f"{who}.module.backbone.{name}": value * scale
+            for who, scale in (("student", 2), ("teacher", 1))
+            for name, value in fused(weights).items()
         },
     }[layout]
     model = dino.build(weights).double()
