@@ -21,12 +21,20 @@ from .fastsam_segment import FastSAMSegment
 from .few_step_preset import FewStepPreset
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .mmfs_few_shot import MMFSFewShot
+from .mmfs_loader import MMFSLoader
+from .mmfs_save import MMFSSave
+from .mmfs_style_prompt import MMFSStylePrompt
+from .mmfs_style_seed import MMFSStyleSeed
+from .mmfs_stylize import MMFSStylize
 from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
 from .source_trajectory import SourceTrajectory
 from .style_lora_train import StyleLoRATrain
+from .stylegan_generate import StyleGANGenerate
+from .stylegan_loader import StyleGANLoader
 from .token_merge import TokenMerge
 
 NODES = [
@@ -55,6 +63,14 @@ NODES = [
     CLIPSimilarityLoader,
     FastSAMMask,
     MaskToLatentGrid,
+    MMFSLoader,
+    MMFSStyleSeed,
+    MMFSStylePrompt,
+    MMFSStylize,
+    MMFSFewShot,
+    MMFSSave,
+    StyleGANLoader,
+    StyleGANGenerate,
 ]
 
 
