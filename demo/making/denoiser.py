@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ...host import demo_model
+from ...training.stage import Stage, descend, follow, half, lay_out, processes, store, warm
 from ..codec import CHANNELS, Codec
 from ..text import LENGTH, TextEncoder
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, processes, store, warm
 
 IMAGES, RATE = 3_000_000, 1.2e-3
 WIDTH = 96               # channels of the UNet: 16 million weights

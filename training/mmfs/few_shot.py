@@ -18,10 +18,10 @@ import torch
 from ...stylegan import losses
 from ...stylegan.stylizer import Stylizer
 
-ENOUGH = 16             # photos; fewer may be learnt by heart
-ANCHOR = "photo"        # the text that stands for all photos where a text is the target
+ENOUGH = 16  # photos; fewer may be learnt by heart
+ANCHOR = "photo"  # the text that stands for all photos where a text is the target
 TRAINED = ("decoder", "to_rgb")
-CACHED = 256            # photos; each takes about 7 MB at 512 pixels
+CACHED = 256  # photos; each takes about 7 MB at 512 pixels
 
 
 class Guide(Protocol):
@@ -73,8 +73,15 @@ class FewShot:
     The networks lie on one device, photos may lie elsewhere. Raises ValueError for a network without CLIP mapper.
     """
 
-    def __init__(self, network: Stylizer, guide: Guide, photos: Sequence[torch.Tensor], target: Target,
-                 settings: Settings, seed: int = 0):
+    def __init__(
+        self,
+        network: Stylizer,
+        guide: Guide,
+        photos: Sequence[torch.Tensor],
+        target: Target,
+        settings: Settings,
+        seed: int = 0,
+    ):
         self.network, self.guide, self.photos = network, guide, photos
         self.target, self.settings = target, settings
         self.network.requires_grad_(False)
@@ -88,6 +95,17 @@ class FewShot:
         self.style = network.eval().style_from_clip(target.feature[None].to(self.dtype))
         self.photo = functools.lru_cache(maxsize=CACHED)(self._photo)
         self.done = 0
+
+    def state_dict(self) -> dict:
+        """All that changes, for a training that is interrupted."""
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
+        return {**parts, "random": self.generator.get_state(), "done": self.done}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in ("network", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["random"])
+        self.done = state["done"]
 
     @torch.no_grad()
     def _photo(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,8 +148,8 @@ class FewShot:
             terms, share = self.terms(fake, structures[rows], views[rows], anchor), len(fake) / whole
             sum(weight * value for weight, value in terms.values()).mul(share).backward()
             for name, (weight, value) in terms.items():
-                told[name] = told.get(name, 0.) + float(value.detach()) * share
-                told["loss"] = told.get("loss", 0.) + weight * float(value.detach()) * share
+                told[name] = told.get(name, 0.0) + float(value.detach()) * share
+                told["loss"] = told.get("loss", 0.0) + weight * float(value.detach()) * share
         return told
 
     def terms(self, fake, structures, views, anchor) -> dict[str, tuple[float, torch.Tensor]]:
@@ -150,9 +168,11 @@ class FewShot:
         while self.done < self.settings.steps:
             self.optimizer.zero_grad()
             told = self.gradients()
-            slope = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf)    # clips nothing: the norm is wanted
+            slope = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf)  # clips nothing: the norm is wanted
             if not math.isfinite(told["loss"]) or not bool(torch.isfinite(slope)):
-                raise NotFinite(f"the loss or its gradient is not finite at step {self.done + 1} of {self.settings.steps}")
+                raise NotFinite(
+                    f"the loss or its gradient is not finite at step {self.done + 1} of {self.settings.steps}"
+                )
             self.optimizer.step()
             follow(self.average, self.network, self.settings.ema)
             self.done += 1
