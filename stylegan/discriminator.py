@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .layers import ConvLayer, EqualLinear, ResBlock
+from .layers import ConvLayer, EqualLinear, ResBlock, channels_last
 
 TAPS = (1, 3, 4, 5)  # the layers of `convs` whose features equation (1) compares
 GROUP = 4
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
 
     def features(self, pictures: torch.Tensor, taps: tuple[int, ...] = TAPS) -> list[torch.Tensor]:
         """The outputs of the layers `taps` of `convs`; those that a small discriminator lacks are left out."""
-        found, x = [], pictures
+        found, x = [], channels_last(pictures)
         for number, layer in enumerate(self.convs[:max(taps) + 1]):
             x = layer(x)
             if number in taps:
@@ -47,5 +47,5 @@ class Discriminator(nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if pictures.shape[-2:] != (self.size, self.size):
             raise ValueError(f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]} for a discriminator of {self.size} x {self.size}")
-        x = self.final_conv(spread(self.convs(pictures)))
+        x = self.final_conv(spread(self.convs(channels_last(pictures))))
         return self.final_linear(x.flatten(1))

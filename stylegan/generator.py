@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .layers import EqualLinear, PixelNorm, StyledConv, ToRGB, draw_noise
+from .layers import EqualLinear, PixelNorm, StyledConv, ToRGB, channels_last, draw_noise, normal
 
 
 class Constant(nn.Module):
@@ -11,7 +11,7 @@ class Constant(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
+        self.input = normal(1, channels, 4, 4)
 
     def forward(self, batch):
         return self.input.expand(batch, -1, -1, -1)
@@ -37,7 +37,7 @@ class Generator(nn.Module):
             self.convs.extend([StyledConv(inputs, outputs, style, up=True), StyledConv(outputs, outputs, style)])
             self.to_rgbs.append(ToRGB(outputs, style))
         for number, size in enumerate(self.noise_sizes()):
-            self.noises.register_buffer(f"noise_{number}", torch.randn(1, 1, *size))
+            self.noises.register_buffer(f"noise_{number}", normal(1, 1, *size).detach())
 
     def noise_sizes(self) -> list[tuple[int, int]]:
         return [(4 * 2**level,) * 2 for level in [0, *(level for level in range(1, len(self.channels)) for _ in "ab")]]
@@ -65,7 +65,7 @@ class Generator(nn.Module):
         if len(styles) != self.layers:
             raise ValueError(f"styles of {len(styles)} layers for a generator of {self.layers}")
         noise = iter(noise or [getattr(self.noises, f"noise_{number}") for number in range(self.layers - 1)])
-        x = self.conv1(self.input(styles.shape[1]).to(styles), styles[0], next(noise))
+        x = self.conv1(channels_last(self.input(styles.shape[1]).to(styles)), styles[0], next(noise))
         picture = self.to_rgb1(x, styles[1])
         for level, to_rgb in enumerate(self.to_rgbs):
             x = self.convs[2 * level](x, styles[2 * level + 1], next(noise))

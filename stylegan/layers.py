@@ -13,19 +13,31 @@ SLOPE, GAIN = 0.2, math.sqrt(2)
 
 
 def act(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """sqrt(2) * leaky ReLU of x + bias; the bias runs along dimension 1."""
-    x = x + bias.to(x).view(-1, *[1] * (x.ndim - 2))
-    return functional.leaky_relu(x, SLOPE) * GAIN
+    """sqrt(2) * leaky ReLU of x + bias, in the place of x; the bias runs along dimension 1."""
+    # A new map costs a CPU several times what is computed on it. The gain may stand before the leaky ReLU, whose result
+    # the backward pass needs unchanged.
+    return functional.leaky_relu(x.add_(bias.to(x).view(-1, *[1] * (x.ndim - 2))).mul_(GAIN), SLOPE, inplace=True)
 
 
 def blur_kernel(gain: float = 1.0) -> torch.Tensor:
     """The low pass of all resampling: the outer product of (1, 3, 3, 1), [4, 4], with the sum `gain`."""
-    line = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return torch.outer(line, line) * (gain / 64)
+    line = (1, 3, 3, 1)
+    return torch.tensor([[a * b * gain / 64 for a in line] for b in line])
+
+
+def normal(*shape: int, spread: float = 1.0) -> nn.Parameter:
+    """Random weights; none on the meta device, where the mere attempt imports torch's compiler, which takes seconds."""
+    weight = torch.empty(shape)
+    return nn.Parameter(weight if weight.is_meta else weight.normal_(std=spread))
 
 
 def per_channel(kernel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return kernel.to(x).expand(x.shape[1], 1, -1, -1)
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """x in the memory layout in which all layers here are fastest: transposed convolutions four times on a CPU."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type in ("cpu", "cuda") else x
 
 
 class Fir(nn.Module):
@@ -65,7 +77,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0, activated: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = normal(outputs, inputs, spread=1 / rate)
         self.bias = nn.Parameter(torch.full((outputs,), float(bias)))
         self.rate, self.scale, self.activated = rate, rate / math.sqrt(inputs), activated
 
@@ -81,7 +93,7 @@ class EqualConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.weight = normal(outputs, inputs, size, size)
         self.scale, self.stride, self.padding = 1 / math.sqrt(inputs * size**2), stride, padding
 
     def forward(self, x):
@@ -117,7 +129,8 @@ class ResBlock(nn.Module):
         self.skip = ConvLayer(inputs, outputs, 1, down=True, activated=False)
 
     def forward(self, x):
-        return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
+        main = self.conv2(self.conv1(x))
+        return self.skip(x).add_(main).div_(math.sqrt(2))
 
 
 class ModulatedConv(nn.Module):
@@ -128,27 +141,30 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, style: int, demodulate: bool = True, up: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, size, size))
+        self.weight = normal(1, outputs, inputs, size, size)
         self.modulation = EqualLinear(style, inputs, bias=1.0)
         self.scale, self.demodulate, self.up = 1 / math.sqrt(inputs * size**2), demodulate, up
         if up:
             self.blur = Fir(padding=1, gain=4.0)
 
     def forward(self, x, w):
-        s, weight = self.modulation(w.to(x)), self.weight[0].to(x) * self.scale
+        s, weight = self.modulation(w.to(x)) * self.scale, self.weight[0].to(x)
         d = None
         if self.demodulate:
             # In float32 at least: half precision cannot hold the squares of small weights.
             wide = torch.promote_types(x.dtype, torch.float32)
-            power = weight.to(wide).square().sum((2, 3))
+            power = torch.linalg.vector_norm(weight, dim=(2, 3), dtype=wide).square()
             d = torch.rsqrt(s.to(wide).square() @ power.T + 1e-8).to(x)
         # Scaling inputs and outputs takes the place of a set of weights for each picture: one convolution for the batch. One
         # style for all is cheaper still in the weights, which are fewer than the pixels of large layers.
         if len(s) == 1:
-            weight = weight * s[0, :, None, None]
-            return self.convolve(x, weight if d is None else weight * d[0, :, None, None, None])
+            factors = s if d is None else d.T * s
+            return self.convolve(x, weight * factors[:, :, None, None])
         x = self.convolve(x * s[:, :, None, None], weight)
-        return x if d is None else x * d[:, :, None, None]
+        if d is None:
+            return x
+        d = d[:, :, None, None]
+        return x * d if x.requires_grad else x.mul_(d)     # d's gradient needs the convolution's result as it was
 
     def convolve(self, x, weight):
         if self.up:
@@ -157,14 +173,14 @@ class ModulatedConv(nn.Module):
 
 
 class Noise(nn.Module):
-    """Adds noise [B, 1, H, W] or [1, 1, H, W], the same in all channels, with a learned strength."""
+    """Adds noise [B, 1, H, W] or [1, 1, H, W], the same in all channels, with a learned strength; in the place of x."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x, noise):
-        return x if noise is None else x + self.weight.to(x) * noise.to(x)
+        return x if noise is None else x.add_(self.weight.to(x) * noise.to(x))
 
 
 class StyledConv(nn.Module):
@@ -191,8 +207,8 @@ class ToRGB(nn.Module):
             self.upsample = Upsample()
 
     def forward(self, x, w, below=None):
-        x = self.conv(x, w) + self.bias.to(x)
-        return x if below is None else x + self.upsample(below)
+        x = self.conv(x, w).add_(self.bias.to(x))
+        return x if below is None else x.add_(self.upsample(below))
 
 
 def draw_noise(sizes, batch: int, seed: int | torch.Generator, device="cpu") -> list[torch.Tensor]:

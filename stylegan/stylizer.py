@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import SLOPE, ConvLayer, EqualLinear, PixelNorm, ResBlock, StyledConv, ToRGB, draw_noise
+from .layers import SLOPE, ConvLayer, EqualLinear, PixelNorm, ResBlock, StyledConv, ToRGB, channels_last, draw_noise, normal
 
 LEVELS = 4       # doublings of the decoder, halvings of the encoder
 STYLES = 10      # vectors w of a style: one for each styled layer
@@ -17,7 +17,7 @@ class ClipMapper(nn.Module):
 
     def __init__(self, width: int, layers: int = 4):
         super().__init__()
-        self.position_embedding = nn.Parameter(torch.randn(STYLES, width))
+        self.position_embedding = normal(STYLES, width)
         layer = nn.TransformerEncoderLayer(width, HEADS, 4 * width, dropout=0.1, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
@@ -51,7 +51,7 @@ class Stylizer(nn.Module):
         """Pictures [B, 3, H, W] to features [B, C, H/16, W/16]. Raises ValueError for sides that are no multiples of 16."""
         if pictures.shape[-1] % STRIDE or pictures.shape[-2] % STRIDE:
             raise ValueError(f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]}: both sides must be multiples of {STRIDE}")
-        return self.encoder(pictures)
+        return self.encoder(channels_last(pictures))
 
     def style_from_seed(self, z: torch.Tensor) -> torch.Tensor:
         """z [B, style], normally distributed, to the same w for all layers, [10, B, style]."""
@@ -84,7 +84,7 @@ class Stylizer(nn.Module):
         if len(style) != STYLES or style.shape[1] not in (1, len(features)):
             raise ValueError(f"a style for {len(features)} pictures is [{STYLES}, {len(features)} or 1, {self.style}], not {list(style.shape)}")
         noise = iter(noise or [None] * (2 * LEVELS + 1))
-        x = self.decoder0(features, style[0], next(noise))
+        x = self.decoder0(channels_last(features), style[0], next(noise))
         picture = self.to_rgb0(x, style[1])
         for level in range(1, LEVELS + 1):
             x = getattr(self, f"decoder{level}a")(x, style[2 * level - 1], next(noise))
