@@ -16,7 +16,7 @@ from ...stylegan import losses
 from ...stylegan.discriminator import TAPS, Discriminator
 from ...stylegan.generator import Generator
 from ...stylegan.stylizer import STYLES, Stylizer
-from ..stage import half, lay_out, processes, share_gradients
+from ..stage import half, processes, share_gradients
 from .data import Pictures
 from .few_shot import FewShot, follow
 from .gan import Adversary, adam, descend
@@ -54,8 +54,8 @@ class StyleGAN2:
     def __init__(self, settings: dict, art: Pictures, device: str):
         self.settings, self.art, self.device, self.size = settings, art, device, art.side
         channels = tuple(settings["channels"])
-        self.network = lay_out(Generator(channels, settings["style"], settings["mapping_layers"]), device)
-        self.discriminator = lay_out(Discriminator(tuple(settings["discriminator"] or channels[::-1])), device)
+        self.network = Generator(channels, settings["style"], settings["mapping_layers"]).to(device)
+        self.discriminator = Discriminator(tuple(settings["discriminator"] or channels[::-1])).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer, self.adversary = adam(self.network.parameters(), settings), Adversary(
             self.discriminator, settings, device
@@ -107,8 +107,8 @@ class Encoder:
         self, settings: dict, generator: Generator, network: Stylizer, discriminator: Discriminator, device: str
     ):
         self.settings, self.device, self.size = settings, device, generator.size
-        self.generator, self.network = lay_out(generator, device).requires_grad_(False), lay_out(network, device)
-        self.discriminator = lay_out(discriminator, device).requires_grad_(False)
+        self.generator, self.network = generator.to(device).requires_grad_(False), network.to(device)
+        self.discriminator = discriminator.to(device).requires_grad_(False)
         trained(self.network, self.TRAINED)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = adam([value for value in self.network.parameters() if value.requires_grad], settings)
@@ -159,7 +159,7 @@ class Base:
     ):
         self.settings, self.device, self.size, self.guides = settings, device, photos.side, guides
         self.photos, self.art = photos, art
-        self.network, self.discriminator = lay_out(network, device).requires_grad_(), lay_out(discriminator, device)
+        self.network, self.discriminator = network.to(device).requires_grad_(), discriminator.to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer, self.adversary = adam(self.network.parameters(), settings), Adversary(
             self.discriminator, settings, device
@@ -226,9 +226,9 @@ class Mapper:
             plain.state_dict()
             | {name: value for name, value in network.state_dict().items() if name.startswith("clip_mapper.")}
         )
-        self.network = lay_out(network, device)
+        self.network = network.to(device)
         trained(self.network, ("clip_mapper.",))
-        self.discriminator = lay_out(discriminator, device).requires_grad_(False)
+        self.discriminator = discriminator.to(device).requires_grad_(False)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = adam(self.network.clip_mapper.parameters(), settings)
         self.parts = {"network": self.network, "average": self.average, "optimizer": self.optimizer}

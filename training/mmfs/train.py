@@ -26,7 +26,7 @@ from PIL import Image
 
 from ...evaluation.errors import EvaluationError
 from ...stylegan import checkpoints
-from ..stage import Stage, lay_out, log, processes, share_work, store, writes
+from ..stage import Stage, log, processes, share_work, store, writes
 from .data import Pictures
 from .few_shot import ANCHOR, ENOUGH, FewShot, NotFinite, Settings, Target
 from .guides import Guides
@@ -244,7 +244,7 @@ def few_shot(args, settings: dict, network, guides: Guides, size: int, metadata:
         target = Target(guides.words(args.text), anchor=guides.words(ANCHOR))
     metadata["prompt"] = args.text or args.image.name
     chosen = Settings(**{name: settings[name] for name in Settings.__dataclass_fields__})
-    return Tuned(FewShot(lay_out(network, args.device), guides, photos, target, chosen, args.seed), size)
+    return Tuned(FewShot(network.to(args.device), guides, photos, target, chosen, args.seed), size)
 
 
 class Journal:
