@@ -46,7 +46,8 @@ def read(path: str | Path) -> Checkpoint:
     state = without_prefix(tensors, own)
     kind = kind_of(state)
     if kind not in ("stylizer", "generator"):
-        raise ValueError(f"'{path}' is no MMFS or StyleGAN2 file: it looks like {kind}; {five(state)}.")
+        raise ValueError(f"'{path}' is no MMFS or StyleGAN2 file: it looks like {kind}; {five(state)}. Choose a file of MMFS, or a "
+                         "StyleGAN2 generator in the `g_ema` layout.")
     network = shaped(path, kind, state)
     bad = not_finite(state)
     if bad:
@@ -68,13 +69,13 @@ def without_prefix(tensors: dict[str, torch.Tensor], name: str | None) -> dict[s
 
 
 def kind_of(state: dict[str, torch.Tensor]) -> str:
-    """"stylizer", "generator", "discriminator", or in words what else a dictionary of weights looks like."""
+    """"stylizer", "generator", "a discriminator alone", or in words what else a dictionary of weights looks like."""
     if "decoder0.conv.weight" in state:
         return "stylizer"
     if "input.input" in state and "conv1.conv.weight" in state:
         return "generator"
     if "final_linear.0.weight" in state:
-        return "discriminator"
+        return "a discriminator alone"
     found = next((name for name, start in OTHERS if any(key.startswith(start) for key in state)), None)
     return f"a {found}" if found else "another network"
 

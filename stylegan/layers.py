@@ -218,5 +218,5 @@ def draw_noise(sizes, batch: int, seed: int | torch.Generator, device="cpu") -> 
     """
     if isinstance(seed, torch.Generator):
         return [torch.randn(batch, 1, *size, generator=seed, device=seed.device).to(device) for size in sizes]
-    generators = [torch.Generator().manual_seed(seed + b) for b in range(batch)]
+    generators = [torch.Generator().manual_seed((seed + b) % 2**64) for b in range(batch)]
     return [torch.stack([torch.randn(1, *size, generator=generator) for generator in generators]).to(device) for size in sizes]

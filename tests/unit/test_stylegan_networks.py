@@ -236,6 +236,20 @@ def test_the_published_keys_and_shapes(full_size):
     assert round(sum(weight.numel() for weight in full_size.parameters()) / 1e6, 2) == 31.29
 
 
+def test_what_training_begins_with():
+    torch.manual_seed(0)
+    for name, value in Stylizer((8, 16, 32, 32), 64, clip_mapper=True).named_parameters():
+        if name.startswith("clip_mapper.transformer"):
+            continue                 # torch's own
+        if name.endswith("modulation.bias"):
+            assert (value == 1).all(), name
+        elif name.endswith(("bias", "noise.weight")):
+            assert not value.any(), name
+        elif value.numel() > 500:    # enough for its spread to be seen
+            expected = 100 if name.startswith("mapping_z") else 1
+            assert 0.85 * expected < value.std() < 1.15 * expected, name
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_stylizer_is_the_literal_one(stylizer, shared):
     """Both styles of its own for each picture and one for all; before and after values are cut off."""
@@ -300,6 +314,7 @@ def test_noise_repeats_and_a_batch_is_its_pictures(stylizer):
     assert all(torch.equal(a, b.double()) for a, b in zip(noise, again)) and not torch.equal(noise[8][0], noise[8][1])
     alone = stylizer.noise_maps(1, SIZE, 4)     # the second picture's noise is what seed + 1 gives
     assert all(torch.equal(a[1:], b.double()) for a, b in zip(noise, alone))
+    assert torch.equal(stylizer.noise_maps(2, SIZE, 2**64 - 1)[0][1:], stylizer.noise_maps(1, SIZE, 0)[0])
     both = stylizer(pictures, styles, noise)
     assert torch.equal(both, stylizer(pictures, styles, noise))
     for b in range(2):
