@@ -7,6 +7,7 @@ The renderer knows the truth, so an embedding here has a meaning: it is the vect
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from .portraits import CHOICES, FLAGS, RANGES, ZOOM
 
 PATH, ADAPTER_PATH = Path(__file__).with_name("recognisers.safetensors"), Path(__file__).with_name("face_adapter.safetensors")
 CROP = 224                   # pixels of an aligned face, as FaceID's
+SURE = 4.                    # a picture with a larger face logit is a portrait; a wide one with a small face in it has less
+LARGER = 3.                  # how much surer of a face a square of half the side must be: eyes alone look much like one
+SEARCHED = 640               # longest side of a picture in which small faces are looked for, in squares of 64 pixels
 
 # What makes a person, with its share of an embedding's length. Ground, shirt, hat, light, gaze, pose and smile are not the person's.
 SHAPES = {name: .25 for name in ("width", "height", "jaw", "eye_size", "eye_gap", "eye_y", "brow_tilt", "brow_y", "nose", "mouth_width", "mouth_y")}
@@ -87,7 +91,7 @@ class Face:
 
 
 class Analysis:
-    """At most one face per picture: portraits fill it."""
+    """A portrait that fills its picture is one face; in others every upright face is looked for that is not too small."""
 
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
@@ -97,19 +101,75 @@ class Analysis:
         """Faces in a picture, uint8 [height, width, 3] in BGR."""
         picture = torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).movedim(-1, 0)[None].float() / 255
         told = self.recogniser(picture)
-        score = float(told["face"].sigmoid())
-        if score <= .5:
-            return []
-        parts = dict(zip(GEOMETRY, (told["geometry"][0].clamp(-1.8, 1.8) / 12 ** .5).tolist()))
-        parts = {name: sum(RANGES[name]) / 2 + value * (RANGES[name][1] - RANGES[name][0]) for name, value in parts.items()}
-        side = np.array(bgr.shape[1::-1])
-        tip = parts["eye_y"] + .04 + parts["nose"]
-        points = [(-parts["eye_gap"], parts["eye_y"]), (parts["eye_gap"], parts["eye_y"]), (0, tip),
-                  (-parts["mouth_width"], parts["mouth_y"]), (parts["mouth_width"], parts["mouth_y"])]
-        corners = place([(u * parts["width"], v * parts["height"]) for u in (-1, 1) for v in (-1, 1)], parts)
-        box = np.concatenate([corners.min(0), corners.max(0)]).clip(0, 1) * np.tile(side, 2)
-        return [Face(box.astype(np.float32), (place(points, parts) * side).astype(np.float32),
-                     F.normalize(told["traits"], dim=1)[0].numpy(), score, upright(picture, parts))]
+        score = float(told["face"])
+        if score > SURE:
+            return [face_of(told, picture)]
+        return self.search(picture) or [face_of(told, picture)] * (score > 0)
+
+    def search(self, picture: torch.Tensor) -> list[Face]:
+        """Faces in a picture [1, 3, h, w] that they do not fill, the surest first."""
+        found = []
+
+        def known(x, y, side):
+            return any(math.hypot(x - was[0], y - was[1]) < max(side, was[2]) / 2 for was in found)
+
+        for x, y, side in self.windows(picture):
+            if known(x, y, side):
+                continue
+            for step in (.15, .07):                  # each time the window moves to where the recogniser is surest of a face
+                moves = [(x + right * step * side, y + down * step * side, side * (1 + out * step))
+                         for out, down, right in itertools.product((-1, 0, 1), repeat=3)]
+                seen = torch.cat([F.interpolate(cutout(picture, *move), (64, 64), mode="area") for move in moves])
+                sides = torch.tensor([side for *_, side in moves])
+                x, y, side = moves[int((self.recogniser(seen)["face"] + LARGER * sides.log2()).argmax())]
+            seen = cutout(picture, x, y, side)
+            told = self.recogniser(seen)
+            if float(told["face"]) > SURE and not known(x, y, side):
+                found.append((x, y, side, face_of(told, seen, round(x - side / 2), round(y - side / 2))))
+        return [face for *_, face in found]
+
+    def windows(self, picture: torch.Tensor) -> list[tuple[float, float, float]]:
+        """Centre and side of squares that may show a face, the likeliest first: the network over ever smaller pictures."""
+        likely, net, height, width = [], self.recogniser, *picture.shape[-2:]
+        longest = min(SEARCHED, max(height, width))
+        while longest >= 64:
+            scale = longest / max(height, width)
+            small = F.interpolate(picture, (max(round(height * scale), 1), max(round(width * scale), 1)), mode="area")
+            small = F.pad(small, (0, max(0, 64 - small.shape[-1]), 0, max(0, 64 - small.shape[-2])), mode="replicate")
+            x = net.trunk(small * 2 - 1)
+            where = F.unfold(net.where(x), 4)[0].T                       # as Recogniser.forward, for every square of 64
+            told = net.face(torch.cat([where, F.avg_pool2d(x, 4, 1)[0].flatten(1).T], 1))[:, 0]
+            columns = x.shape[-1] - 3
+            for at in torch.nonzero(told > 0)[:, 0].tolist():
+                square = (at % columns * 16 + 32) / scale, (at // columns * 16 + 32) / scale, 64 / scale
+                likely.append((float(told[at]) - LARGER * math.log2(scale), *square))
+            longest /= 2 ** .5
+        return [window for _, *window in sorted(likely, reverse=True)]
+
+
+def cutout(picture: torch.Tensor, x: float, y: float, side: float) -> torch.Tensor:
+    """The square with this centre of a picture [1, 3, h, w], whose border is repeated beyond it."""
+    ranges = ((y, picture.shape[-2]), (x, picture.shape[-1]))
+    rows, columns = (torch.arange(round(side)).add(round(at - side / 2)).clamp(0, length - 1) for at, length in ranges)
+    return picture[:, :, rows][..., columns]
+
+
+def parts_of(told: dict[str, torch.Tensor]) -> dict[str, float]:
+    """What the recogniser says of one picture's GEOMETRY, in the renderer's units."""
+    parts = dict(zip(GEOMETRY, (told["geometry"][0].clamp(-1.8, 1.8) / 12 ** .5).tolist()))
+    return {name: sum(RANGES[name]) / 2 + value * (RANGES[name][1] - RANGES[name][0]) for name, value in parts.items()}
+
+
+def face_of(told: dict[str, torch.Tensor], picture: torch.Tensor, left: int = 0, top: int = 0) -> Face:
+    """The face that the recogniser saw in a picture [1, 3, h, w], or in the square of it that begins at `left`, `top`."""
+    parts, side = parts_of(told), np.array(picture.shape[:1:-1])
+    tip = parts["eye_y"] + .04 + parts["nose"]
+    points = [(-parts["eye_gap"], parts["eye_y"]), (parts["eye_gap"], parts["eye_y"]), (0, tip),
+              (-parts["mouth_width"], parts["mouth_y"]), (parts["mouth_width"], parts["mouth_y"])]
+    corners = place([(u * parts["width"], v * parts["height"]) for u in (-1, 1) for v in (-1, 1)], parts)
+    box = np.concatenate([corners.min(0), corners.max(0)]).clip(0, 1) * np.tile(side, 2) + (left, top, left, top)
+    return Face(box.astype(np.float32), (place(points, parts) * side + (left, top)).astype(np.float32),
+                F.normalize(told["traits"], dim=1)[0].numpy(), float(told["face"].sigmoid()), upright(picture, parts))
 
 
 def place(points, parts: dict[str, float]) -> np.ndarray:

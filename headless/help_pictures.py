@@ -244,8 +244,31 @@ def words(studio):
     return tiles
 
 
+def closer(picture: Image.Image) -> Image.Image:
+    """The surroundings of the face in the shipped scene."""
+    return picture.crop((240, 110, 600, 470))
+
+
+def letterbox(picture: Image.Image) -> Image.Image:
+    square = Image.new("RGB", (max(picture.size),) * 2, "white")
+    square.paste(picture, ((square.width - picture.width) // 2, (square.height - picture.height) // 2))
+    return square
+
+
+def aligned(studio):
+    graph, scene = studio.load("zepo_demo_face"), shipped("scene")
+    (align,) = of(graph, "AlignFace")
+    return [("photo", letterbox(scene)), ("closer", closer(scene)), ("crop", studio.draw(shown(graph, [align, 0])))]
+
+
+def pasted(studio):
+    graph = studio.load("zepo_demo_face")
+    tiles = row(studio, graph, "PasteFace__feather", (0.0, 0.08, 0.3), "feather {}")
+    return [("photo", closer(shipped("scene"))), *((label, closer(picture)) for label, picture in tiles)]
+
+
 def gallery(studio):
-    return [(path.stem, shipped(path.stem)) for path in sorted(SHIPPED.glob("*.png"))]
+    return [(path.stem, letterbox(shipped(path.stem))) for path in sorted(SHIPPED.glob("*.png"))]
 
 
 # --- DiffStyler
@@ -326,6 +349,7 @@ PICTURES = {  # file: (tiles, columns); neighbours share what ComfyUI keeps
     DOCS + "ScheduledSoftmaxAttention/scale.jpg": (softmax, 2), DOCS + "DecoupledCFG/beta.jpg": (guidance, 2),
     DOCS + "FewStepPreset/steps.jpg": (preset, 2), DOCS + "DecoupledCFGGuider/formulation.jpg": (formulations, 2),
     DOCS + "FaceIdentityEncode/crop.jpg": (crop, 2), DOCS + "DemoFaceLoader/people.jpg": (people, 2),
+    DOCS + "AlignFace/crop.jpg": (aligned, 3), DOCS + "PasteFace/feather.jpg": (pasted, 2),
     DOCS + "DemoPicture/shipped.jpg": (gallery, 2), DOCS + "DemoModelLoader/words.jpg": (words, 2),
     DOCS + "MaskToLatentGrid/grid.jpg": (grid, 2),
     DOCS + "SourceTrajectory/mode.jpg": (trajectory, 2), DOCS + "FastSAMMaskBlend/strength.jpg": (styled, 2),

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from ..host import pictures
+from .align_face import AlignFace
 from .clip_similarity_loader import CLIPSimilarityLoader
 from .consistency_feature_extract import ConsistencyFeatureExtract
 from .cross_injection import LoRACrossInjection
@@ -27,6 +28,7 @@ from .mmfs_save import MMFSSave
 from .mmfs_style_prompt import MMFSStylePrompt
 from .mmfs_style_seed import MMFSStyleSeed
 from .mmfs_stylize import MMFSStylize
+from .paste_face import PasteFace
 from .pick_points import PickPoints
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
@@ -44,6 +46,8 @@ NODES = [
     ConsistencyFeatureExtract,
     TokenMerge,
     SEACPatch,
+    AlignFace,
+    PasteFace,
     FaceAnalysisLoader,
     FaceAdapterLoader,
     FaceIdentityEncode,

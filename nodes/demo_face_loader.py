@@ -17,7 +17,8 @@ class DemoFaceLoader(io.ComfyNode):
             inputs=[],
             outputs=[
                 FaceAnalysisType.Output("face_analysis", display_name="face_analysis",
-                                        tooltip="For Face Identity Encode. It finds the face of a demo portrait in any style; photographs mean nothing to it."),
+                                        tooltip="For Face Identity Encode and Align Face. It finds the face of a demo portrait in any style, and "
+                                                "small upright ones in larger pictures; photographs mean nothing to it."),
                 FaceAdapterType.Output("adapter", display_name="adapter",
                                        tooltip="For Face Adapter Apply behind the demo model: a plain FaceID adapter with its LoRA. No CLIP Vision is needed."),
             ],

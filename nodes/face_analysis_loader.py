@@ -22,7 +22,7 @@ class FaceAnalysisLoader(io.ComfyNode):
                                tooltip="Where onnxruntime computes. auto: the GPU if the installed onnxruntime can use it, else the CPU, which "
                                        "needs about a second per photo."),
             ],
-            outputs=[FaceAnalysisType.Output("face_analysis", display_name="face_analysis", tooltip="For Face Identity Encode.")],
+            outputs=[FaceAnalysisType.Output("face_analysis", display_name="face_analysis", tooltip="For Face Identity Encode and Align Face.")],
         )
 
     @classmethod

@@ -2,9 +2,7 @@ from comfy_api.latest import io
 
 from ..host.faces import ENCODE, encode
 from .checks import in_range
-from .types import FASTFACE, FaceAnalysisType, FaceIdentityType
-
-OTHER_PACKS = io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")  # their sockets for the same object
+from .types import FASTFACE, INSIGHTFACE, FaceAnalysisType, FaceIdentityType
 
 
 class FaceIdentityEncode(io.ComfyNode):
@@ -17,7 +15,7 @@ class FaceIdentityEncode(io.ComfyNode):
             description="Reads who is in a photo, or in several photos, for Face Adapter Apply.",
             search_aliases=["faceid", "face embedding", "identity", "fastface"],
             inputs=[
-                io.MultiType.Input("face_analysis", [FaceAnalysisType, *OTHER_PACKS],
+                io.MultiType.Input("face_analysis", [FaceAnalysisType, *INSIGHTFACE],
                                    tooltip="From Face Analysis Loader. The InsightFace loaders of other packs (IPAdapter, InstantID, PuLID) fit "
                                            "too; FaceID needs buffalo_l."),
                 io.Image.Input("image", tooltip="A photo that shows the face with space around it, or a batch of photos. Alpha is ignored."),

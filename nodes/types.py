@@ -11,7 +11,12 @@ DIFFSTYLER = "Portrait Atelier/DiffStyler"
 FaceAnalysisType = io.Custom("FACE_ANALYSIS")  # any object with .get(bgr) -> faces with bbox, kps, normed_embedding, det_score
 FaceAdapterType = io.Custom("FACE_ADAPTER")
 FaceIdentityType = io.Custom("FACE_IDENTITY")
+INSIGHTFACE = io.Custom("INSIGHTFACE"), io.Custom("FACEANALYSIS")  # other packs' sockets for an analysis
 FASTFACE = "Portrait Atelier/FastFace"
+
+FaceLandmarksType = io.Custom("FACE_LANDMARKS")  # of ComfyUI's MediaPipe nodes
+FaceTransformType = io.Custom("FACE_TRANSFORM")  # identity.alignment.FaceTransforms
+FACES = "Portrait Atelier/Faces"
 
 FastSAMModelType = io.Custom("FASTSAM_MODEL")
 FastSAMResultType = io.Custom("FASTSAM_RESULT")

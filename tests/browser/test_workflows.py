@@ -154,7 +154,7 @@ def assert_models_offered(page, name):
 
 @pytest.fixture
 def drawn(page, open_workflow):
-    def drawn(api, before=lambda: None, **values):
+    def drawn(api, before=lambda: None, size=(256, 256), **values):
         """Run a workflow and return the picture that the editor then shows. `values`: for all widgets of these names on the surface."""
         name = next(name for name in FILES if TWINS[name] == api)
         open_workflow(name)
@@ -177,7 +177,7 @@ def drawn(page, open_workflow):
         assert_nothing_covered(boxes)
         assert_in_view(boxes)
         result = Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB")
-        assert result.size == (256, 256) and max(ImageStat.Stat(result).stddev) > 20  # not a flat colour
+        assert result.size == size and max(ImageStat.Stat(result).stddev) > 20  # not a flat colour
         return result
 
     return drawn
@@ -207,6 +207,19 @@ def test_the_demo_learns_a_style(page, drawn):
     result = drawn("diffstyler_demo", steps=3 + page.nodes2)
     content = Image.open(ROOT / "demo" / "pictures" / "content.png").convert("RGB")
     assert likeness(result, content) > 0.25 and distance(result, content) > 10
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("api, shows", [("zepo_demo_face", "Stylized face"), ("fastface_demo_face", "Redrawn face")])
+def test_the_demo_puts_a_face_back(page, drawn, api, shows):
+    """Around the face the photo changes, and nowhere else; the face itself was drawn at the model's own size."""
+    result = drawn(api, size=(768, 576))
+    difference = ImageChops.difference(result, Image.open(ROOT / "demo" / "pictures" / "scene.png").convert("RGB"))
+    left, top, right, bottom = difference.getbbox()
+    assert 240 < left < right < 600 and 110 < top < bottom < 470 and 120 < right - left < 320
+    assert max(ImageStat.Stat(difference.crop((left + 40, top + 40, right - 40, bottom - 40))).mean) > 10
+    face = page.wait_for_function(SHOWN, arg=[shows, page.nodes2]).json_value()
+    assert Image.open(io.BytesIO(page.request.get(face).body())).size == (256, 256)
     assert page.errors == []
 
 
@@ -258,6 +271,8 @@ FACES = {"face_analysis": ("AtelierDemoFaceLoader", 0), "adapter": ("AtelierDemo
 BLUEPRINTS = {
     "Stylize Portrait": {**MODEL, "content": ("AtelierDemoPicture", 0), "style": ("AtelierDemoPicture", 0)},
     "Portrait of a Person": {**MODEL, **FACES, "face": ("AtelierDemoPicture", 0)},
+    "Stylize a Face": {**MODEL, "faces": ("AtelierDemoFaceLoader", 0), "photo": ("AtelierDemoPicture", 0), "style": ("AtelierDemoPicture", 0)},
+    "Redraw a Face": {**MODEL, **FACES, "photo": ("AtelierDemoPicture", 0)},
     "Restyle with a LoRA": {**MODEL, "content": ("AtelierDemoPicture", 0)},
 }
 # Connect the one subgraph on the surface, its first output to a Save Image titled "Result".

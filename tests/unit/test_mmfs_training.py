@@ -406,7 +406,7 @@ def test_augmentation():
         ("4", CALLS["4"].replace("3.pt", "2.pt").split(), r"no CLIP mapper \(phase 2 file\): phase 3 trains it"),
         ("3", CALLS["3"].split() + ["--r1", "1"], "phase 3 has no --r1"),
         ("2", CALLS["2"].split() + ["--size", "32"], "sees 64 x 64"),
-        ("2", CALLS["2"].replace("photos", "clip").split(), "no pictures in .*clip"),
+        ("2", CALLS["2"].replace(" photos ", " clip ").split(), "no pictures in .*clip"),
         ("2", CALLS["2"].replace("dino.pth", "2.pt").split(), "2.pt' is no DINO"),
     ],
 )

@@ -8,12 +8,13 @@ import json
 import shutil
 import sys
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from playwright.sync_api import sync_playwright
 
 from .__main__ import READY, ROOT
 
 SIDE, GAP = 560, 4
+TITLES = ("Content", "Face", "Style", "Style 1", "Style 2", "Found face", "Stylized face", "Redrawn face", "Result")
 OPEN = """async ([graph, name]) => {
     await app.loadGraphData(graph, true, true, name, {openSource: 'template'});
     app.canvas.setDirty(true, true);
@@ -68,21 +69,17 @@ def main(url: str, pattern: str = "*") -> None:
             family = (
                 "stylize" if "_seac_" in api or api.startswith("zepo") else api.replace("_regions", "").split("_")[0]
             )
-            family += "_regions" if "regions" in api else ""
+            family += next((kind for kind in ("_regions", "_face") if api.endswith(kind)), "")
             if "_demo" in api:
                 page.evaluate(RUN)
-                titles = [
-                    title
-                    for title in ("Content", "Face", "Style", "Style 1", "Style 2", "Found face", "Result")
-                    if page.evaluate(SHOWN, title)
-                ]
+                titles = [title for title in TITLES if page.evaluate(SHOWN, title)]
                 rows[family] = [picture(page, title) for title in titles]
             graph, row = screenshot(page), rows[family]
             made = Image.new("RGB", (SIDE, SIDE), (24, 24, 27))
             side = min(184, SIDE // len(row) - GAP)
             top = (SIDE - side - GAP - graph.height) // 2
             for at, shown in enumerate(row):
-                made.paste(shown.resize((side, side)), ((SIDE - len(row) * (side + GAP)) // 2 + at * (side + GAP), top))
+                made.paste(ImageOps.fit(shown, (side, side)), ((SIDE - len(row) * (side + GAP)) // 2 + at * (side + GAP), top))
             if "_demo" not in api:
                 ImageDraw.Draw(made).text(
                     (GAP + 4, top + side - 14),
