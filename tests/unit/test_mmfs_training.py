@@ -285,7 +285,7 @@ def test_the_loss_of_a_batch_written_out(target):
         fake = (network.decode(network.encode(photo), style, [layer[at : at + 1].double() for layer in noise]) + 1) / 2
         seen, patches = guide.see(fake)
         a, b = seen[0] - views[at], training.target.feature - anchor
-        clip += float(1 - a @ b / a.norm() / b.norm()) / 8
+        clip += float((1 - a @ b / a.norm() / b.norm()).detach()) / 8
         mine, theirs = (losses.self_similarity(guide.keys(x)) for x in (fake, (photo + 1) / 2))
         structure += float((mine - theirs).square().mean()) / 8
         if target == "picture":
