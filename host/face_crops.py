@@ -35,7 +35,7 @@ def align(
         for number in sorted(there) if face == ALL else [face] if face in there else []:
             matrix = alignment.crop_matrix(there[number], size)
             crop, inside = alignment.cut(image, matrix, size)
-            crops.append(crop.clamp(0, 1))
+            crops.append(crop)
             masks.append(inside)
             transforms.append(FaceTransform(frame, number, matrix, size))
         progress.update(1)  # also where Cancel is noticed

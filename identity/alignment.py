@@ -154,8 +154,8 @@ def numbered(frames: Sequence[Sequence[torch.Tensor]], smoothing: float = 0.0) -
 def cut(photo: torch.Tensor, matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The crop [size, size, C] of a photo [H, W, C], and [size, size], 1 where it lies inside the photo.
 
-    Bicubic; the photo is mirrored beyond its border, and blurred first where the crop is smaller than its square. Only
-    the square's surroundings are read.
+    Bicubic, kept from 0 to 1; the photo is mirrored beyond its border, and blurred first where the crop is smaller than
+    its square. Only the square's surroundings are read.
     """
     height, width = photo.shape[:2]
     places = lattice(size, size).to(matrix) @ matrix[:, :2].T + matrix[:, 2]
@@ -170,7 +170,7 @@ def cut(photo: torch.Tensor, matrix: torch.Tensor, size: int) -> tuple[torch.Ten
         mirrored(torch.arange(a, b + 1), length).to(photo.device) for a, b, length in zip(low, high, (width, height))
     )
     patch = blurred(working(photo[rows][:, columns]), sigma)
-    return sampled(patch, places - torch.tensor(low).to(places)), inside.to(patch)
+    return sampled(patch, places - torch.tensor(low).to(places)).clamp(0, 1), inside.to(patch)
 
 
 def lattice(height: int, width: int, top: int = 0, left: int = 0) -> torch.Tensor:
@@ -289,7 +289,8 @@ def layer(
         alpha = alpha * sampled(
             working(mask)[..., None].clamp(0, 1), places * torch.tensor(mask.shape[::-1]).to(places) / size, "bilinear"
         )[..., 0].to(alpha)
-    return (top, bottom, left, right), sampled(picture, places), alpha * depth.clamp(min=0) ** 2, alpha
+    colour = sampled(picture, places).clamp(0, 1)
+    return (top, bottom, left, right), colour, alpha * depth.clamp(min=0) ** 2, alpha
 
 
 def fade(inward: torch.Tensor, feather: float) -> torch.Tensor:

@@ -61,6 +61,32 @@ def test_a_workflow_brings_the_pictures_that_it_names(atelier, server, tmp_path)
     assert Image.open(tmp_path / "content-painted_style-watercolor_style-neon.png").size == (256, 256)
 
 
+def test_a_face_is_put_back_into_its_photo(atelier, server, tmp_path):
+    """By the demo model, found without a download; the rest of the photo stays to the bit."""
+    result = atelier("stylize", "--server", server.client.url, "--workflow", "zepo_demo_face")
+    assert result.returncode == 0, result.stderr
+    scene = Image.open(DEMO_PICTURES / "scene.png").convert("RGB")
+    made = Image.open(tmp_path / result.stdout.strip()).convert("RGB")
+    left, top, right, bottom = ImageChops.difference(made, scene).getbbox()
+    assert 240 < left < right < 600 and 110 < top < bottom < 470 and right - left > 120
+
+
+@pytest.mark.quick
+def test_a_face_detector_that_is_missing_is_told_with_file_folder_and_page(atelier, server, tmp_path):
+    """ComfyUI's own message has none of them."""
+    workflow = json.loads((ROOT / "workflows" / "api" / "zepo_demo_face.json").read_text(encoding="utf-8"))
+    name = "mediapipe_face_fp32.safetensors"
+    align, = (entry for entry in workflow.values() if entry["class_type"] == "AtelierAlignFace")
+    finder = {"face_detection_model": ["9001", 0], "image": align["inputs"]["image"], "detector_variant": "full",
+              "num_faces": 1, "min_confidence": 0.5, "missing_frame_fallback": "empty"}
+    workflow["9001"] = {"class_type": "LoadMediaPipeFaceLandmarker", "inputs": {"model_name": name}, "_meta": {"title": "Load"}}
+    workflow["9002"] = {"class_type": "MediaPipeFaceLandmarker", "inputs": finder, "_meta": {"title": "Find"}}
+    align["inputs"]["faces"] = ["9002", 0]
+    (tmp_path / "mine.json").write_text(json.dumps(workflow))
+    told(atelier("stylize", "--server", server.client.url, "--workflow", "mine.json"), f"detection/{name} not found",
+         server.base / "models" / "detection", "get it from https://huggingface.co/Comfy-Org/mediapipe")
+
+
 @pytest.mark.quick
 def test_the_picture_is_saved_and_its_path_printed(stylize, tmp_path):
     fresh = ["--set", "Content features.seed=4711", "--seed", "4711"]  # nothing of it is in the server's cache

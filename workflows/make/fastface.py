@@ -401,8 +401,8 @@ def demo_face(info: dict) -> tuple:
     links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
     result = g.subgraph(face, [565, 190], [240, 550], photo=(photo, 0), prompt="portrait, cartoon", size=256, **links)
     name = "portrait-atelier/fastface_demo_face"
-    g.node("SaveImage", [825, 0], [470, 400], "Result", images=(result, 0), filename_prefix=name)
-    g.node("ImageCompare", [825, 440], [470, 300], "Before and after", image_a=(photo, 0), image_b=(result, 0))
+    g.node("SaveImage", [825, 0], [400, 400], "Result", images=(result, 0), filename_prefix=name)
+    g.node("ImageCompare", [825, 440], [400, 300], "Before and after", image_a=(photo, 0), image_b=(result, 0))
     g.node("PreviewImage", [320, 390], [225, 350], "Redrawn face", images=(result, 1))
     return "Demo 6 - Redraw a face in a photo", "fastface_demo_face", g, [face_definition, definition]
 

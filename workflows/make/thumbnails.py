@@ -72,6 +72,7 @@ def main(url: str, pattern: str = "*") -> None:
             family += next((kind for kind in ("_regions", "_face") if api.endswith(kind)), "")
             if "_demo" in api:
                 page.evaluate(RUN)
+                page.wait_for_function(SHOWN, arg="Result")
                 titles = [title for title in TITLES if page.evaluate(SHOWN, title)]
                 rows[family] = [picture(page, title) for title in titles]
             graph, row = screenshot(page), rows.get(family, [])     # none: a family without a demo shows its graph alone

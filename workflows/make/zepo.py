@@ -277,8 +277,8 @@ def demo_face(info: dict) -> tuple:
     result = g.subgraph(face, [565, 190], [240, 550], photo=(photo, 0), style=(style, 0), size=256, **links)
     name = "portrait-atelier/zepo_demo_face"
     g.node("SaveImage", [825, 0], [470, 400], "Result", images=(result, 0), filename_prefix=name)
-    g.node("ImageCompare", [825, 440], [265, 300], "Before and after", image_a=(photo, 0), image_b=(result, 0))
-    g.node("PreviewImage", [1110, 440], [185, 300], "Stylized face", images=(result, 1))
+    g.node("ImageCompare", [825, 440], [225, 300], "Before and after", image_a=(photo, 0), image_b=(result, 0))
+    g.node("PreviewImage", [1070, 440], [225, 300], "Stylized face", images=(result, 1))
     return "Demo 5 - Stylize a face in a photo", "zepo_demo_face", g, [face_definition, definition]
 
 
