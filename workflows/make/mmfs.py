@@ -256,10 +256,10 @@ def learn_a_style(info: dict) -> tuple:
 
 def faces(info: dict) -> tuple:
     g = Level(info)
-    g.note(FACES, [0, 0], [300, 560])
+    g.note(FACES, [0, 0], [300, 740])
     loaded = g.node("AtelierStyleGANLoader", [320, 0], [270, 90], file=GENERATOR)
-    first = g.node("AtelierStyleGANGenerate", [320, 150], [270, 200], "First face", model=(loaded, 0))
-    mixed = g.node("AtelierStyleGANGenerate", [320, 400], [270, 200], "Mixed with another", model=(loaded, 0), mix_at=6)
+    first = g.node("AtelierStyleGANGenerate", [320, 150], [270, 270], "First face", model=(loaded, 0))
+    mixed = g.node("AtelierStyleGANGenerate", [320, 470], [270, 270], "Mixed with another", model=(loaded, 0), mix_at=6)
     name = "portrait-atelier/stylegan_faces"
     g.node("SaveImage", [620, 0], [400, 300], "Result", images=(mixed, 0), filename_prefix=name)
     g.node("ImageCompare", [620, 340], [400, 260], "Before and after", image_a=(first, 0), image_b=(mixed, 0))
