@@ -9,6 +9,7 @@
     python3 atelier.py bench [NAME] [ARGUMENTS]                            the benchmarks
     python3 atelier.py train-style --picture F [--output F] ...           a style LoRA from one picture (--help lists all)
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
+    python3 atelier.py train-mmfs --phase P --out DIR [ARGUMENTS]          train a face stylizer (MMFS)
     python3 atelier.py evaluate MANIFEST [ARGUMENTS]                       the papers' metrics (docs/evaluation.md)
 
 The first call sets everything up in .atelier/ beside this file: a virtual environment with torch, and ComfyUI.
@@ -155,6 +156,10 @@ def run_train_demo(arguments: list, display: Display) -> int:
     return environment(display).run_module("demo.making.train", *arguments)
 
 
+def run_train_mmfs(arguments: list, display: Display) -> int:
+    return environment(display).run_module("training.mmfs.train", "--folder", os.getcwd(), *arguments)
+
+
 def run_evaluate(arguments: list, display: Display) -> int:
     return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
@@ -172,7 +177,8 @@ def split(arguments: list) -> tuple:
 
 
 COMMANDS = {"stylize": run_stylize, "batch": run_batch, "models": run_models, "serve": run_serve, "test": run_test, "bench": run_bench,
-            "train-style": run_train_style, "train-demo": run_train_demo, "evaluate": run_evaluate,
+            "train-style": run_train_style, "train-demo": run_train_demo, "train-mmfs": run_train_mmfs,
+            "evaluate": run_evaluate,
             "pictures": run_pictures}
 
 

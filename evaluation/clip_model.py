@@ -1,4 +1,4 @@
-"""CLIP ViT-L/14, which three metrics share."""
+"""CLIP: the metrics' ViT-L/14, and whatever guides MMFS and finds FastSAM's words."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .pictures import first_line
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
 TOKENS = 77
+PATCHES_AFTER = 4   # vision layers; what MMFS's projection loss compares
 
 
 class Clip:
@@ -42,9 +43,23 @@ class Clip:
 
     def images(self, pictures: list[Image.Image]) -> torch.Tensor:
         """The embeddings [pictures, D] of several pictures, in one call of the network."""
-        cuts = [center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side) for picture in pictures]
-        pixels = torch.stack([normalize(to_tensor(cut), MEAN, STD) for cut in cuts]).to(self.device)
-        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=1)
+        return self.see(torch.stack([self.cut(picture) for picture in pictures]))[0]
+
+    def cut(self, picture: Image.Image) -> torch.Tensor:
+        """[3, 224, 224] in [0, 1]: the shorter side scaled, bicubic, and the middle cut out, as CLIP's own code does."""
+        return to_tensor(center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side))
+
+    def see(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures [B, 3, h, w] in [0, 1] -> (embeddings [B, D] of length 1, patches [B, 49, C] after the fourth layer).
+
+        Other sizes than CLIP's 224 are scaled to it, bilinear with antialias. Gradients pass.
+        """
+        if pictures.shape[-2:] != (self.side, self.side):
+            pictures = F.interpolate(pictures, (self.side, self.side), mode="bilinear", antialias=True)
+        pixels = normalize(pictures.to(self.device), MEAN, STD)
+        out = self.model.vision_model(pixel_values=pixels, output_hidden_states=True)
+        layer = out.hidden_states[min(PATCHES_AFTER, len(out.hidden_states) - 1)]
+        return F.normalize(self.model.visual_projection(out.pooler_output), dim=1), layer[:, 1:]
 
     def text(self, words: str) -> torch.Tensor:
         """The embedding [D] of a text, of length 1. CLIP reads 77 tokens; later ones are cut off."""

@@ -22,6 +22,8 @@ INPUTS = {
     ("AtelierFastSAMMaskBlend", "lora_name"): "loras", ("CLIPVisionLoader", "clip_name"): "clip_vision",
     ("AtelierFaceAdapterLoader", "file"): "ipadapter", ("AtelierFaceAnalysisLoader", "pack"): "insightface",
     ("AtelierFastSAMLoader", "file"): "fastsam", ("AtelierCLIPSimilarityLoader", "model"): "clip_vision",
+    ("AtelierCLIPSimilarityLoader", "dino"): "dino", ("AtelierMMFSLoader", "file"): "mmfs",
+    ("AtelierStyleGANLoader", "file"): "stylegan",
     ("LoadMediaPipeFaceLandmarker", "model_name"): "detection",
     ("AtelierLoadFeatures", "file"): "features",
 }

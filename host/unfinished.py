@@ -1,4 +1,4 @@
-"""Keeping what is trained when a training ends early: names below the output folder, tried before the first step."""
+"""Keeping what is trained, also when a training ends early: names below the output folder, tried before the first step."""
 
 import os
 
@@ -13,12 +13,12 @@ PREFIX = "loras/style_lora_unfinished"  # Load LoRA finds what lies in output/lo
 ILLEGAL = set('<>:"|?*') | {chr(number) for number in range(32)}
 
 
-def check_prefix(prefix: str, steps: int, node: str) -> None:
-    """Raises ValueError unless a LoRA of up to `steps` steps can be kept under `prefix`: a file is made and removed."""
+def check_prefix(prefix: str, steps: int, node: str, name: str = "cancel_prefix", what: str = "an unfinished LoRA",
+                 example: str = PREFIX) -> None:
+    """Raises ValueError unless a file of up to `steps` steps can be kept under `prefix`: one is made and removed."""
     def refuse(reason: str) -> None:
-        raise ValueError(f"'cancel_prefix' of {node} is '{prefix}', where an unfinished LoRA cannot be kept: {reason}. "
-                         f"Write a folder and a name below {folder_paths.get_output_directory()}, for example "
-                         f"{PREFIX}.")
+        raise ValueError(f"'{name}' of {node} is '{prefix}', where {what} cannot be kept: {reason}. Write a folder and a "
+                         f"name below {folder_paths.get_output_directory()}, for example {example}.")
 
     bad = sorted(ILLEGAL & set(prefix))
     if bad:
@@ -40,21 +40,26 @@ def path_of(prefix: str, steps: int) -> str:
 
 
 def keep(tensors: dict[str, torch.Tensor], prefix: str, steps: int, node: str) -> None:
-    """Saves an unfinished LoRA under `prefix`, else under the default name, else in the output folder itself.
+    """Saves an unfinished LoRA under `prefix`, else under the default name, else in the output folder itself."""
+    keep_somewhere(lambda path: save_whole(tensors, path), (prefix, PREFIX, os.path.basename(PREFIX)), steps, node, "LoRA",
+                   "Load LoRA lists it after a refresh when it lies in output/loras.")
 
-    Says where. A file that cannot be written whole is not left behind. Never raises what the disk does: why training
-    ended matters more.
+
+def keep_somewhere(write, prefixes: tuple[str, ...], steps: int, node: str, what: str, hint: str) -> None:
+    """write(path) at the first of `prefixes` where it works; says where.
+
+    A file that cannot be written whole is not left behind. Never raises what the disk does: why training ended matters
+    more.
     """
-    for place in dict.fromkeys((prefix, PREFIX, os.path.basename(PREFIX))):
+    for place in dict.fromkeys(prefixes):
         try:
             path = path_of(place, steps)
-            save_whole(tensors, path)
+            write(path)
         except Exception as error:
-            log.error("%s: the LoRA of %d steps could not be saved under '%s' in %s: %s", node, steps, place,
+            log.error("%s: the %s of %d steps could not be saved under '%s' in %s: %s", node, what, steps, place,
                       folder_paths.get_output_directory(), error)
         else:
-            log.warning("%s ended after %d steps. What is trained so far is kept in %s; Load LoRA lists it after a "
-                        "refresh when it lies in output/loras.", node, steps, path)
+            log.warning("%s ended after %d steps. What is trained so far is kept in %s; %s", node, steps, path, hint)
             return
 
 

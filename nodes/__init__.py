@@ -23,6 +23,12 @@ from .few_step_preset import FewStepPreset
 from .load_features import LoadFeatures
 from .mask_blend import FastSAMMaskBlend
 from .mask_to_latent_grid import MaskToLatentGrid
+from .mmfs_few_shot import MMFSFewShot
+from .mmfs_loader import MMFSLoader
+from .mmfs_save import MMFSSave
+from .mmfs_style_prompt import MMFSStylePrompt
+from .mmfs_style_seed import MMFSStyleSeed
+from .mmfs_stylize import MMFSStylize
 from .paste_face import PasteFace
 from .pick_points import PickPoints
 from .same_noise import SameNoise
@@ -32,6 +38,8 @@ from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
 from .source_trajectory import SourceTrajectory
 from .style_lora_train import StyleLoRATrain
+from .stylegan_generate import StyleGANGenerate
+from .stylegan_loader import StyleGANLoader
 from .token_merge import TokenMerge
 
 NODES = [
@@ -65,6 +73,14 @@ NODES = [
     CLIPSimilarityLoader,
     FastSAMMask,
     MaskToLatentGrid,
+    MMFSLoader,
+    MMFSStyleSeed,
+    MMFSStylePrompt,
+    MMFSStylize,
+    MMFSFewShot,
+    MMFSSave,
+    StyleGANLoader,
+    StyleGANGenerate,
 ]
 
 

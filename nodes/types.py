@@ -22,3 +22,8 @@ FastSAMModelType = io.Custom("FASTSAM_MODEL")
 FastSAMResultType = io.Custom("FASTSAM_RESULT")
 GuidanceType = io.Custom("ATELIER_GUIDANCE")  # any object with image_features(pictures [h, w, RGB]) and text_features(texts): [n, D], one space
 FASTSAM = "Portrait Atelier/FastSAM"
+
+MMFSModelType = io.Custom("MMFS_MODEL")
+MMFSStyleType = io.Custom("MMFS_STYLE")
+StyleGANModelType = io.Custom("STYLEGAN_MODEL")
+MMFS = "Portrait Atelier/MMFS"

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...training.stage import Stage, descend, follow, half, lay_out, processes, warm
 from ..codec import DOWN, Codec
 from .muon import Muon
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, processes, warm
 
 IMAGES, RATE = 1_000_000, .03
 WINDOW = 128              # pixels: a quarter of a picture is enough to learn from, until the last part of the time

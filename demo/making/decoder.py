@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...training.stage import Stage, descend, follow, half, lay_out, processes, warm
 from ..codec import DOWN, Codec
 from .codec import NOISE, WHOLE_FROM, Critics, difference
 from .denoiser import SCALE, new_model, noised, predict, shorten
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, processes, warm
 
 IMAGES, RATE = 300_000, 6e-4
 CELLS = 8                                # of a window's side: half a picture's

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ...host import demo_model
+from ...training.stage import Stage, descend, follow, half, lay_out, processes, store, warm
 from ..codec import CHANNELS, Codec
 from ..text import LENGTH, TextEncoder
 from .muon import Muon
 from .pictures import batch_of, held_out
-from .stage import Stage, descend, follow, half, lay_out, processes, store, warm
 
 IMAGES, RATE, FALL = 3_000_000, .02, .3      # pictures, rate, and the last share of the steps in which it falls to nothing
 WIDTH = 96               # channels of the UNet: 16 million weights

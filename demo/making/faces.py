@@ -20,6 +20,7 @@ from torch import nn
 
 from ...host import demo_model
 from ...host.attention_processors import KINDS, attention_paths, cross_attention_numbers
+from ...training.stage import Stage, descend, follow, processes, run_stages, warm, writes
 from .. import faces
 from ..judges import geometry_of
 from ..photography import PAINTERS, ZOOM
@@ -29,7 +30,6 @@ from ..text import INDEX, LENGTH, TextEncoder
 from .denoiser import FAST, Examples, noised, predict, v_loss, v_target
 from .judges import spoil
 from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
-from .stage import Stage, descend, follow, processes, run_stages, warm, writes
 
 log = logging.getLogger("portrait_atelier")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...training.stage import Stage, descend, half, lay_out, processes
 from .. import judges as judging
 from ..codec import Codec
 from ..photography import PAINTERS, ZOOM
 from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 from .pictures import PEOPLE, SEED
-from .stage import Stage, descend, half, lay_out, processes
 
 IMAGES, RATE = 250_000, 2e-3
 STYLES_EACH = 6

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...training.stage import Stage, descend, follow, processes, warm
 from ..styles import TRAINED
 from ..text import INDEX, LENGTH
 from .denoiser import Examples, new_model, noised, predict, shorten, v_loss, v_target
-from .stage import Stage, descend, follow, processes, warm
 
 IMAGES, RATE = 400_000, 3e-4
 # Above, a picture is decided: the student learns whole trajectories. Below, it goes on learning from the data.

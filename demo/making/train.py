@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from ...training.stage import run_stages, share_work, writes
 from ..checkpoint import save
 from . import codec, decoder, denoiser, judges, pictures, student
-from .stage import run_stages, share_work, writes
 
 log = logging.getLogger("portrait_atelier")
 

@@ -12,16 +12,16 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 # folder -> the folders of the pack it may import, and the host modules it may import
 RULES = {
     "attention": (set(), set()),
-    "demo": ({"host", "attention", "guidance", "identity"}, COMFY - {"comfy_api"}),
+    "demo": ({"host", "attention", "guidance", "identity", "stylegan", "training"}, COMFY - {"comfy_api"}),
     "evaluation": ({"identity"}, set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),
     "identity": (set(), set()),
     "segmentation": (set(), set()),
     "stylegan": ({"identity"}, set()),
-    "host": ({"attention", "evaluation", "guidance", "identity", "segmentation", "training"}, COMFY - {"comfy_api"}),
+    "host": ({"attention", "evaluation", "guidance", "identity", "segmentation", "stylegan", "training"}, COMFY - {"comfy_api"}),
     "nodes": ({"host", "attention", "guidance", "identity", "segmentation", "demo"}, {"comfy_api"}),
-    "training": (set(), set()),
+    "training": ({"stylegan", "evaluation"}, set()),
     "": ({"nodes"}, set()),
 }
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from . import diffstyler, fastface, zepo
+from . import diffstyler, fastface, mmfs, zepo
 from .editor_json import Level
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = [zepo, fastface, diffstyler]
+FAMILIES = [zepo, fastface, diffstyler, mmfs]
 READY = "() => window.app?.extensionManager && LiteGraph.registered_node_types.AtelierSEACPatch"
 LOAD = "async graph => { await app.loadGraphData(graph); return (await app.graphToPrompt()).output; }"
 

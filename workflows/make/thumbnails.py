@@ -75,13 +75,13 @@ def main(url: str, pattern: str = "*") -> None:
                 page.wait_for_function(SHOWN, arg="Result")
                 titles = [title for title in TITLES if page.evaluate(SHOWN, title)]
                 rows[family] = [picture(page, title) for title in titles]
-            graph, row = screenshot(page), rows[family]
+            graph, row = screenshot(page), rows.get(family, [])     # none: a family without a demo shows its graph alone
             made = Image.new("RGB", (SIDE, SIDE), (24, 24, 27))
-            side = min(184, SIDE // len(row) - GAP)
+            side = min(184, SIDE // len(row) - GAP) if row else 0
             top = (SIDE - side - GAP - graph.height) // 2
             for at, shown in enumerate(row):
                 made.paste(ImageOps.fit(shown, (side, side)), ((SIDE - len(row) * (side + GAP)) // 2 + at * (side + GAP), top))
-            if "_demo" not in api:
+            if row and "_demo" not in api:
                 ImageDraw.Draw(made).text(
                     (GAP + 4, top + side - 14),
                     "drawn by the demo model",

@@ -51,8 +51,8 @@ class Stage:
     with the same weights as one that was not.
     """
 
-    def __init__(self, path: Path, steps: int, **parts):
-        self.path, self.steps, self.parts = path, max(1, steps), parts
+    def __init__(self, path: Path, steps: int, save_every: float = SAVE_EVERY, **parts):
+        self.path, self.steps, self.parts, self.save_every = path, max(1, steps), parts, save_every
         self.step, self.told = 0, []
         if path.exists():
             kept = torch.load(path, weights_only=True, map_location="cpu")
@@ -78,7 +78,7 @@ class Stage:
                 left, loss = pace * (self.steps - self.step) / 60, sum(map(float, self.told)) / max(1, len(self.told))
                 log.info("    step %d of %d, %.0f minutes left, loss %.4f", self.step, self.steps, left, loss)
                 told, self.told = now, []
-            if now - saved > SAVE_EVERY:
+            if now - saved > self.save_every:
                 self.save()
                 saved = time.monotonic()
         if writes():
