@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..attention.features import COND, ConsistencyFeatures
 from .extract import extract_features
-from .prompts import pooled_width, text_width
+from .kit.prompts import pooled_width, text_width
+from .kit.sites import attention_layers, family
 from .seac import check_fit
-from .unet import attention_layers, family
 from .unfinished import save_whole
 
 FOLDER = "features"  # below models/, and below the output folder, where Save Features writes

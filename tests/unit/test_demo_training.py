@@ -16,7 +16,7 @@ import json, runpy, sys
 from pathlib import Path
 import torch
 runpy.run_path({pack!r})["load_pack"]()
-from portrait_atelier.demo.making import stage
+from portrait_atelier.training import stage
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 stage.share_work(folder, 2)
