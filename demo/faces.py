@@ -25,7 +25,7 @@ from .portraits import CHOICES, FLAGS, RANGES, ZOOM
 PATH, ADAPTER_PATH = Path(__file__).with_name("recognisers.safetensors"), Path(__file__).with_name("face_adapter.safetensors")
 CROP = 224                   # pixels of an aligned face, as FaceID's
 SURE = 4.                    # a picture with a larger face logit is a portrait; a wide one with a small face in it has less
-CLEAR = 6.5                  # of a small face; shuffled tiles of a portrait reach 5.7, small faces mostly 9 and more
+CLEAR = 7.5                  # of a small face; shuffled tiles of 48 portraits reach 6.9, small faces mostly 9 and more
 LARGER = 3.                  # how much surer of a face a square of half the side must be: eyes alone look much like one
 SEARCHED = 640               # longest side of a picture in which small faces are looked for, in squares of 64 pixels
 
