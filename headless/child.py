@@ -5,6 +5,7 @@ it sees the pipe end as soon as we are gone, and ends the program. That works on
 a parent's death, reaches what the program has started itself and does not depend on the thread that started it.
 """
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -59,13 +60,19 @@ class Child(subprocess.Popen):
                 os.killpg(self.pid, signal.SIGKILL)
 
 
+def end_with_keeper() -> None:
+    """For a keeper that is killed together with its parent, as Ray kills a worker and what it started: ask Linux for it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def keep(end: int, group: bool, patience: float, words: list) -> int:
     """Run `words` and return its code; end it when the pipe `end` ends."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # for the program to obey: its keeper goes after it
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    program = subprocess.Popen(words, stdin=subprocess.DEVNULL if end == 0 else None)
+    linux = sys.platform == "linux"
+    program = subprocess.Popen(words, stdin=subprocess.DEVNULL if end == 0 else None, preexec_fn=end_with_keeper if linux else None)
     stopping, ended = threading.Event(), threading.Event()
 
     def watch():

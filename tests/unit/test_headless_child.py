@@ -34,6 +34,16 @@ def test_a_killed_parent_takes_its_program_along(sign, options):
     assert process.communicate(timeout=60)[0] == ""  # returns when nobody holds the pipe
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's signal at a parent's death")
+def test_a_parent_killed_with_its_keeper():
+    """The keeper first, so that it cannot do its work."""
+    process = parent("import time; print(2, flush=True); time.sleep(600)", after="print(life.pid, flush=True); life.wait()")
+    keeper, _ = sorted((process.stdout.readline(), process.stdout.readline()), key=int, reverse=True)
+    os.kill(int(keeper), signal.SIGKILL)
+    process.kill()
+    assert process.communicate(timeout=60)[0] == ""
+
+
 def test_and_what_the_program_has_started():
     process = parent(FAMILY)
     assert process.stdout.readline() == "2\n"
