@@ -45,6 +45,9 @@ TEXTS = {
         {" ": "names no file", "../x": "not allowed", "/somewhere/x": "not allowed", "loras/../../x": "not allowed", "a:b": "':' cannot stand", "a\nb": "cannot stand",
          "a" * 300: "kept"},
         ["loras/style_lora_unfinished", "x", "a b/ü", "%year%/x", "a/../b"]),
+    ("AtelierMMFSSave", "name"): ({"": "names no file", "../x": "not allowed", "a/": "names no file", "a:b": "':' cannot stand"}, ["mmfs/my_style", "x"]),
+    ("AtelierSaveFeatures", "name"): (
+        {name: "is no name of a file below" for name in ("", "../x", "/x", "a//b", "a:b", "x\ty")}, ["my style", "watercolors/lake", "ä b/ü"]),
     ("AtelierFastSAMSegment", "size"): ({1000: "multiple of 32", 0: "between 32 and 4096", 4128: "between 32 and 4096"}, [32, 1024, 4096]),
 }
 

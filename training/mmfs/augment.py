@@ -26,7 +26,7 @@ def augment(pictures: torch.Tensor, probability: float) -> torch.Tensor:
 
     mirrored = chosen(-torch.ones(count), 1.0)
     move = chosen(spread(2) * 2 * SHIFT, 0.0)  # of a side that is 2 long
-    grid = torch.zeros(count, 2, 3, device=device)
+    grid = torch.zeros(count, 2, 3, dtype=torch.promote_types(pictures.dtype, torch.float32), device=device)
     grid[:, 0, 0], grid[:, 1, 1], grid[:, :, 2] = mirrored, 1.0, move
     where = F.affine_grid(grid, list(pictures.shape), align_corners=False).to(pictures.dtype)
     x = F.grid_sample(pictures, where, padding_mode="reflection", align_corners=False)
