@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from .__main__ import READY, ROOT
 
 SIDE, GAP = 560, 4
-TITLES = ("Content", "Face", "Style", "Style 1", "Style 2", "Found face", "Stylized face", "Redrawn face", "Result")
+TITLES = ("Content", "Second content", "Face", "Style", "Style 1", "Style 2", "Found face", "Stylized face", "Redrawn face", "Result")
 OPEN = """async ([graph, name]) => {
     await app.loadGraphData(graph, true, true, name, {openSource: 'template'});
     app.canvas.setDirty(true, true);
@@ -69,7 +69,7 @@ def main(url: str, pattern: str = "*") -> None:
             family = (
                 "stylize" if "_seac_" in api or api.startswith("zepo") else api.replace("_regions", "").split("_")[0]
             )
-            family += next((kind for kind in ("_regions", "_face") if api.endswith(kind)), "")
+            family += next((kind for kind in ("_regions", "_face", "_save") if api.endswith(kind)), "")
             if "_demo" in api:
                 page.evaluate(RUN)
                 page.wait_for_function(SHOWN, arg="Result")
