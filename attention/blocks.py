@@ -1,15 +1,16 @@
-"""Names for the self-attention layers of a UNet, and the small grammar users select them with.
+"""Names for the attention layers of a network, and the small grammar users select them with.
 
-A layer is ``(part, block, index)``: ``("output", 4, 0)`` is the first transformer layer of output block 4.
-The grammar counts only the blocks that have attention, from 0 in each part, as the common guidance nodes do.
+A layer is ``(part, block, index)``: ``("output", 4, 0)`` is the first transformer layer of a UNet's output block 4,
+``("block", 4, 0)`` that of a transformer's fifth block. The grammar counts only the blocks that have attention, from 0 in each
+part, as the common guidance nodes do.
 """
 
 import re
 
 LayerId = tuple[str, int, int]
 
-PARTS = {"d": "input", "m": "middle", "u": "output"}
-SPEC = re.compile(r"([dmu])(?:(\d+)(?:-\1?(\d+))?)?(?:\.(\d+)(?:-(\d+))?)?")
+PARTS = {"d": "input", "m": "middle", "u": "output", "b": "block"}
+SPEC = re.compile(r"([dmub])(?:(\d+)(?:-\1?(\d+))?)?(?:\.(\d+)(?:-(\d+))?)?")
 
 
 def layers_by_block(layers: list[LayerId], part: str) -> list[list[LayerId]]:
@@ -22,12 +23,12 @@ def layers_by_block(layers: list[LayerId], part: str) -> list[list[LayerId]]:
 
 
 def automatic_layers(layers: list[LayerId]) -> list[LayerId]:
-    """Every decoder layer but the first: layers 8 to 15 of 16 in SD1.5, the published choice."""
-    return [layer for layer in layers if layer[0] == "output"][1:]
+    """Every decoder layer of a UNet but the first: layers 8 to 15 of 16 in SD1.5, the published choice. All of a transformer."""
+    return [layer for layer in layers if layer[0] == "output"][1:] + [layer for layer in layers if layer[0] == "block"]
 
 
 def valid_range(layers: list[LayerId]) -> str:
-    """What a user may write for this model, e.g. ``auto, all, d0-5, m0, u0-8``."""
+    """What a user may write for this model, e.g. ``auto, all, d0-5, m0, u0-8`` or ``auto, all, b0-29``."""
     words = ["auto", "all"]
     for letter, part in PARTS.items():
         count = len(layers_by_block(layers, part))

@@ -1,5 +1,7 @@
 """Token merging of Consistency Features (ZePo section 4.2, "Feature Merge")."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -22,35 +24,67 @@ def split_cells(grid: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.T
     return is_destination.nonzero()[:, 0], (~is_destination).nonzero()[:, 0]
 
 
-def merge_tokens(features: torch.Tensor, grid: tuple[int, int], ratio: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Averages the `ratio` of tokens that most resemble a destination into it.
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """Who merges into whom: `merged` [images, r] are token indices, `partner` of them indices into `destinations` [cells].
+
+    joined: [images, cells], how many tokens a destination stands for afterwards; keep: bool [images, tokens], who remains
+    """
+
+    destinations: torch.Tensor
+    merged: torch.Tensor
+    partner: torch.Tensor
+    joined: torch.Tensor
+    keep: torch.Tensor
+
+    def mean(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The remaining ones of [images, tokens, channels], destinations averaged with what joins them, in the original order."""
+        images, _, channels = tokens.shape
+        values = tokens.float()
+        joining = values.gather(1, self.merged[..., None].expand(-1, -1, channels))
+        # Sums are products with the assignment matrix, in parts: scatter-adds have no fixed order of summation on GPUs.
+        parts = torch.arange(len(self.destinations), device=values.device).split(max(AT_ONCE // self.merged.shape[1], 1))
+        sums = [(self.partner[:, None] == some[:, None]).to(values.dtype) @ joining for some in parts]
+        total = values[:, self.destinations] + torch.cat(sums, 1)
+        values = values.index_copy(1, self.destinations, total / self.joined[..., None])
+        return values[self.keep].view(images, -1, channels).to(tokens.dtype)
+
+    def counts(self) -> torch.Tensor:
+        """How many original tokens each of the remaining stands for, [images, tokens - r]."""
+        counts = torch.ones(self.keep.shape, device=self.keep.device).index_copy(1, self.destinations, self.joined)
+        return counts[self.keep].view(len(counts), -1)
+
+
+def merging(features: torch.Tensor, grid: tuple[int, int], ratio: float, seed: int) -> Merging | None:
+    """The `ratio` of tokens that most resemble a destination, each with the one it joins. None where nothing merges.
 
     features: [images, tokens, channels] with tokens = height * width of `grid`; ratio in [0, 0.75].
-    Returns the remaining tokens [images, tokens - r, channels], in their original order, and how many original
-    tokens each stands for [images, tokens - r]. At most all sources can go; a grid without cells stays as it is.
+    At most all sources can go; a grid without cells stays as it is.
     """
-    images, tokens, channels = features.shape
+    images, tokens, _ = features.shape
     destinations, sources = (index.to(features.device) for index in split_cells(grid, seed))
     amount = min(int(ratio * tokens), len(sources)) if len(destinations) else 0
-    counts = torch.ones(images, tokens, device=features.device)
     if amount == 0:
-        return features, counts
-
-    values = features.float()
-    directions = F.normalize(values, dim=-1)  # safe for zero vectors
+        return None
+    directions = F.normalize(features.float(), dim=-1)  # safe for zero vectors
     towards = directions[:, destinations].transpose(1, 2)
     rows = max(AT_ONCE // len(destinations), 1)
     found = [(directions[:, some] @ towards).max(-1) for some in sources.split(rows)]
     best, partner = (torch.cat(parts, 1) for parts in zip(*found))
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :amount]
-    merged = sources[chosen]
-    partner, joining = partner.gather(1, chosen), values.gather(1, merged[..., None].expand(-1, -1, channels))
-    joined = counts[:, destinations].scatter_add(1, partner, counts[:, :amount])
-    # Sums are products with the assignment matrix, in parts: scatter-adds have no fixed order of summation on GPUs.
-    sums = [(partner[:, None] == some[:, None]).to(values.dtype) @ joining
-            for some in torch.arange(len(destinations), device=values.device).split(max(AT_ONCE // amount, 1))]
-    total = values[:, destinations] + torch.cat(sums, 1)
-    values = values.index_copy(1, destinations, total / joined[..., None])
-    counts = counts.index_copy(1, destinations, joined)
-    keep = torch.ones_like(counts, dtype=torch.bool).scatter(1, merged, False)
-    return values[keep].view(images, -1, channels).to(features.dtype), counts[keep].view(images, -1)
+    merged, partner = sources[chosen], partner.gather(1, chosen)
+    ones = torch.ones(images, tokens, device=features.device)
+    joined = ones[:, destinations].scatter_add(1, partner, ones[:, :amount])
+    return Merging(destinations, merged, partner, joined, torch.ones_like(ones, dtype=torch.bool).scatter(1, merged, False))
+
+
+def merge_tokens(features: torch.Tensor, grid: tuple[int, int], ratio: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averages the `ratio` of tokens that most resemble a destination into it, see `merging`.
+
+    Returns the remaining tokens [images, tokens - r, channels], in their original order, and how many original
+    tokens each stands for [images, tokens - r].
+    """
+    found = merging(features, grid, ratio, seed)
+    if found is None:
+        return features, torch.ones(features.shape[:2], device=features.device)
+    return found.mean(features), found.counts()

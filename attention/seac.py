@@ -23,6 +23,7 @@ class Group:
     scale:        the style enhancement coefficient lambda, for the keys only
     share:        relative attention mass, a number or [rows, queries] where it varies over the picture
     weights:      [rows, tokens], mass of each token within the group; None for equal ones
+    logits:       [rows or 1, queries or 1, tokens], what the model's own mask adds to them; None for nothing
     """
 
     keys: torch.Tensor
@@ -30,6 +31,7 @@ class Group:
     scale: float = 1.0
     share: float | torch.Tensor = 1.0
     weights: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
         if per_group:
             total = size if group.weights is None else group.weights.sum(1, keepdim=True)
         shares.append((group.share, total, size))
-    plain = all(not torch.is_tensor(share) for share, _, _ in shares) and all(group.weights is None for group in groups)
+    plain = all(not torch.is_tensor(group.share) and group.weights is None and group.logits is None for group in groups)
     if plain and len({share / total for share, total, _ in shares}) <= 1:
         return None
 
@@ -111,23 +113,28 @@ def logit_bias(groups: Sequence[Group], per_group: bool) -> torch.Tensor | None:
             mass = (mass / total).expand(-1, -1, size)
         else:
             mass = mass * (group.weights.float() / total)[:, None]
-        parts.append(mass.log().clamp_min(LOG_ZERO))
+        part = mass.log()
+        if group.logits is not None:
+            part = part + group.logits.to(part)
+        parts.append(part.clamp_min(LOG_ZERO))
     rows, queries = (max(part.shape[axis] for part in parts) for axis in (0, 1))
     return torch.cat([part.expand(rows, queries, -1) for part in parts], -1)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: torch.Tensor | None, attention) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: torch.Tensor | None, attention,
+           masked: bool = False) -> torch.Tensor:
     """Equations (9) and (10) with a bias on the logits: softmax(Q K^T / sqrt(d) + bias) V.
 
     q: [rows, queries, heads * d], k and v: [rows, tokens, heads * d]; bias as from `logit_bias`.
     `attention(q, k, v, **options)` is the host's attention function; it takes `mask` or `scale`.
     A bias that is the same for every query travels in extra channels, since masks rule out the fastest kernels. It is centred
-    first, which softmax ignores: kernels that round keys to 8 bits do so in steps of their largest value.
+    first, which softmax ignores: kernels that round keys to 8 bits do so in steps of their largest value. One that hides tokens
+    (`masked`) stays a mask: beside LOG_ZERO the channels would have no precision left.
     """
     if bias is None:
         return attention(q, k, v)
     size = q.shape[-1] // heads
-    if bias.shape[1] > 1 or size <= WIDEST < size + EXTRA_CHANNELS:
+    if masked or bias.shape[1] > 1 or size <= WIDEST < size + EXTRA_CHANNELS:
         return attention(q, k, v, mask=bias.to(q.dtype).expand(q.shape[0], q.shape[1], -1))
     q, k, v = (x.unflatten(-1, (heads, size)) for x in (q, k, v))
     bias = bias[:, 0] - (bias.amax(-1) + bias.amin(-1)) / 2

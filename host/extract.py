@@ -1,4 +1,6 @@
-"""Recording Consistency Features: one denoiser call of ComfyUI with a listener on the self-attention layers."""
+"""Recording Consistency Features: one denoiser call of ComfyUI with a listener on the attention layers."""
+
+from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -10,7 +12,8 @@ from ..attention.features import COND, UNCOND, ConsistencyFeatures
 from .kit.calls import KEY, layer_of, note_calls
 from .kit.latents import OneCall, check_latent, feature_sigma, fingerprint, shared_noise
 from .kit.prompts import check_prompt, main_prompt
-from .kit.sites import attention_layers
+from .kit.sites import kept_layers
+from .kit.transformers import JointAttention, architecture, overridden
 from .seac import remove_seac
 
 NODE = "Consistency Feature Extract"
@@ -18,16 +21,16 @@ NODE = "Consistency Feature Extract"
 
 def extract_features(model, latent: torch.Tensor, positive: list, negative: list | None, seed: int, timestep: int,
                      layers: str) -> ConsistencyFeatures:
-    """Equations (6) and (7): noises `latent` to `timestep` and records the inputs of self-attention.
+    """Equations (6) and (7): noises `latent` to `timestep` and records the inputs of self-attention, of transformers keys and values.
 
     latent: [images, channels, height, width] as from VAE Encode; timestep in [0, 999]. One slot per prompt:
     0 positive, 1 negative. The model stays as it is; upstream patches (LoRA and the like) act, SEAC does not.
     """
-    infos = attention_layers(model)
+    infos = kept_layers(model)
     wanted = select_layers(layers, list(infos))
     if not wanted:
         raise ValueError(f"'layers' of {NODE} names no layer. Use 'auto'.")
-    check_latent(model, latent, NODE)
+    latent = check_latent(model, latent, NODE)
     conds = {}
     for name, prompt in (("positive", positive), ("negative", negative)):
         if name == "positive" or prompt is not None:
@@ -57,24 +60,35 @@ def extract_features(model, latent: torch.Tensor, positive: list, negative: list
 
 
 class Recorder:
-    """Collects the inputs of self-attention per prompt and layer, [images, tokens, channels], during one run."""
+    """Collects what a bank keeps per prompt and layer, [images, tokens, channels], during one run."""
 
     def __init__(self, layers, device):
         self.layers, self.device = layers, device
         self.features, self.grids = {COND: {}, UNCOND: {}}, {}
 
     def listen(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        patches = transformer_options.get("patches", {})
-        first = {"attn1_patch": [self.record, *patches.get("attn1_patch", [])]}  # it sees what the model made, before all others
-        return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, "patches": {**patches, **first}}, **kwargs)
+        call, patches = transformer_options[KEY], transformer_options.get("patches", {})
+        if architecture(call.model.diffusion_model) is not None:
+            joint = JointAttention(call, transformer_options, partial(self.record_joint, call))
+            options = overridden(call, transformer_options, joint)
+        else:
+            first = {"attn1_patch": [self.record, *patches.get("attn1_patch", [])]}  # it sees what the model made, before all others
+            options = {**transformer_options, "patches": {**patches, **first}}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     @torch.compiler.disable
     def record(self, n, context, value, extra):
         # The context, not n: token-merging and tiling patches change n.
         layer = layer_of(extra)
         if layer in self.layers:
-            slots = extra[KEY].texts
-            self.grids[layer] = tuple(extra["activations_shape"][-2:])
-            for slot, rows in zip(slots, context.chunk(len(slots))):
-                self.features[slot][layer] = rows.to(self.device, copy=True)
+            self.keep(extra[KEY].texts, layer, tuple(extra["activations_shape"][-2:]), context)
         return n, context, value
+
+    def record_joint(self, call, site, attention, q, k, v, mask) -> None:
+        if site.layer in self.layers:
+            self.keep(call.texts, site.layer, site.grid, site.stored(k, v))
+
+    def keep(self, slots, layer, grid, tokens) -> None:
+        self.grids[layer] = grid
+        for slot, rows in zip(slots, tokens.chunk(len(slots))):
+            self.features[slot][layer] = rows.to(self.device, copy=True)

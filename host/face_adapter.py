@@ -56,7 +56,7 @@ class FaceBranch:
             return None
         mask = None
         if self.region.mask is not None:
-            mask = self.region.at(call, q, extra)
+            mask = self.region.at(call, q, extra["activations_shape"][-2:])
             if mask is None:
                 return None
         kv, rows = self.layers[layer], q.shape[0] // len(call.people)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..attention.features import COND, ConsistencyFeatures
 from .extract import extract_features
 from .kit.prompts import pooled_width, text_width
-from .kit.sites import attention_layers, family
+from .kit.sites import attention_layers, family, kept_layers
 from .seac import check_fit
 from .unfinished import save_whole
 
@@ -98,8 +98,9 @@ def path_of(name: str) -> str:
 def save(model, bank: ConsistencyFeatures, name: str, replace: bool) -> str:
     """Writes features and the model's fingerprint, whole or not at all, and returns the path.
 
-    Raises ValueError for features of another model than `model`, and for a name that leads out of output/features.
+    Raises ValueError for transformers, for features of another model than `model`, and for a name that leads out of output/features.
     """
+    attention_layers(model)  # of transformers there is no fingerprint yet
     if bank.weights_id != (model.clone_base_uuid, model.patches_uuid):
         raise ValueError(f"{SAVE}: these features came from another model, or from before its LoRAs. Connect the model of the "
                          "Consistency Feature Extract that made them.")
@@ -119,6 +120,7 @@ def save(model, bank: ConsistencyFeatures, name: str, replace: bool) -> str:
 
 def load(model, name: str) -> ConsistencyFeatures:
     """The features in the file `name` of the list, for `model`. Raises ValueError for damaged files and for other models."""
+    attention_layers(model)
     path = path_of(name)
     wrong = f"'{name}' in {os.path.dirname(path)} holds no Consistency Features"
     try:
@@ -142,8 +144,7 @@ def load(model, name: str) -> ConsistencyFeatures:
                                        (model.clone_base_uuid, model.patches_uuid), ordered(counts, grids) or None, about["weighted"])
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{wrong}, or is damaged: {error}. Choose one that {SAVE} wrote, or save it again.") from error
-    infos = attention_layers(model)
-    check_fit(model, infos, f"'{name}':", bank)
+    check_fit(model, kept_layers(model), f"'{name}':", bank)
     comfy.model_management.throw_exception_if_processing_interrupted()
     distance = apart(fingerprint(model), found)
     if not distance < SAME:

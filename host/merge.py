@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import comfy.model_management
+import torch
 
 from ..attention.features import ConsistencyFeatures
-from ..attention.merge import merge_tokens
+from ..attention.merge import merging
+from .kit.transformers import grid_places
 
 
 def merge_features(bank: ConsistencyFeatures, ratio: float, seed: int, weighted: bool) -> ConsistencyFeatures:
@@ -16,11 +18,16 @@ def merge_features(bank: ConsistencyFeatures, ratio: float, seed: int, weighted:
     if ratio == 0:
         return bank
     device = comfy.model_management.get_torch_device()
-    features, counts = {}, {}
+    features, counts, places = {}, {}, {}
     for slot, layers in bank.features.items():
-        features[slot], counts[slot] = {}, {}
+        features[slot], counts[slot], places[slot] = {}, {}, {}
         for layer, tokens in layers.items():
             comfy.model_management.throw_exception_if_processing_interrupted()
-            merged, count = merge_tokens(tokens.to(device), bank.grids[layer], ratio, seed)
-            features[slot][layer], counts[slot][layer] = merged.to(tokens.device), count.to(tokens.device)
-    return replace(bank, features=features, counts=counts, weighted=weighted)
+            where = grid_places(bank.grids[layer]).expand(len(tokens), -1, -1)
+            found = merging(tokens.to(device), bank.grids[layer], ratio, seed)
+            if found is None:
+                features[slot][layer], counts[slot][layer], places[slot][layer] = tokens, torch.ones(tokens.shape[:2]), where
+                continue
+            kept = found.mean(tokens.to(device)), found.counts(), found.mean(where.to(device))
+            features[slot][layer], counts[slot][layer], places[slot][layer] = (x.to(tokens.device) for x in kept)
+    return replace(bank, features=features, counts=counts, weighted=weighted, places=places)

@@ -1,7 +1,7 @@
-"""SEAC inside ComfyUI: installing and chaining the patch, and its attention hook.
+"""SEAC inside ComfyUI: installing and chaining the patch, and its attention hooks, one for UNets and one for transformers.
 
 The model gets one wrapper. Around each denoiser call it adds the attention hook to a copy of that call's options, where it can
-see which layers belong to others. The tokens of source and references are projected once per run.
+see which layers belong to others. Keys and values of source and references are made once per run.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from ..attention.features import UNCOND, ConsistencyFeatures
 from .kit.calls import KEY, Call, layer_of, note_calls
 from .kit.latents import fingerprint
 from .kit.masks import Region
-from .kit.sites import attention_layers, blocks, family
+from .kit.sites import blocks, family, kept_layers
+from .kit.transformers import JointAttention, JointSite, architecture, overridden
 from .log import log
 
 NODE = "SEAC Patch"
@@ -47,9 +48,9 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class SEAC:
-    """A source and its references. Shared by clones of the model and never written to."""
+    """A source, None for the picture that is sampled, and its references. Shared by clones of the model and never written to."""
 
-    source: ConsistencyFeatures
+    source: ConsistencyFeatures | None
     references: tuple[Reference, ...]
     strength: float
     per_group: bool
@@ -60,24 +61,23 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
             per_group: bool, cycle: bool):
     """A clone of `model` whose self-attention looks at `source` and `reference` (ZePo equations 8 to 10).
 
-    On a model that has a SEAC patch already, an empty source adds one more reference to it. Nothing is installed
-    when the strength is 0 or the window or the layers are empty. Raises ValueError for what does not fit.
+    Without a source the picture's own tokens take its place. On a model that has a SEAC patch already, an empty source adds one
+    more reference to it. Nothing is installed when the strength is 0 or the window or the layers are empty. Raises ValueError
+    for what does not fit.
     """
-    infos = attention_layers(model)
+    infos = kept_layers(model)
     region = Region.of(NODE, mask)
     earlier = model.get_attachment(SLOT)
-    if source is None and earlier is None:
-        raise ValueError("SEAC Patch has no source. Connect the source features (only a second SEAC Patch on the same model "
-                         "may leave them out).")
     if source is not None and earlier is not None:
         raise ValueError("This model already has a SEAC Patch with a source. Leave 'source' empty to add a reference to it, "
                          "or connect the model from before that patch.")
     if earlier == OFF:
         return model.clone()
     base = source if earlier is None else earlier.source
-    for name, bank in (("source", base), ("reference", reference)):
+    banks = {name: bank for name, bank in (("source", base), ("reference", reference)) if bank is not None}
+    for name, bank in banks.items():
         check_fit(model, infos, name, bank)
-    shared = [layer for layer in base.layers if layer in set(reference.layers)]
+    shared = [layer for layer in reference.layers if base is None or layer in set(base.layers)]
     chosen = select_layers(layers, list(infos), auto=shared)
     missing = [layer for layer in chosen if layer not in set(shared)]
     if missing:
@@ -91,7 +91,7 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
         if earlier is None:
             clone.set_attachments(SLOT, OFF)
         return clone
-    warn_about_differences(model, base, reference)
+    warn_about_differences(model, banks)
     added = Reference(reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, region, cycle)
     if earlier is None:
         install(clone, SEAC(base, (added,), strength, per_group))
@@ -104,17 +104,17 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
 
 def check_fit(model, infos, name: str, bank: ConsistencyFeatures) -> None:
     for layer in bank.layers:
-        if layer not in infos or infos[layer].attn1.to_k.in_features != bank.channels(layer):
+        if layer not in infos or infos[layer] != bank.channels(layer):
             raise ValueError(f"The {name} features were extracted from a model of family {bank.family}, but this model is "
                              f"{family(model)} with other layers. Extract them with the model that samples.")
 
 
-def warn_about_differences(model, source: ConsistencyFeatures, reference: ConsistencyFeatures) -> None:
-    if source.timestep != reference.timestep:
+def warn_about_differences(model, banks: dict[str, ConsistencyFeatures]) -> None:
+    if len({bank.timestep for bank in banks.values()}) > 1:
         log.warning("SEAC Patch: source features were extracted at timestep %d, reference features at %d.",
-                    source.timestep, reference.timestep)
+                    *(bank.timestep for bank in banks.values()))
     now = fingerprint(model)[1]
-    if source.weights_id != now or reference.weights_id != now:
+    if any(bank.weights_id != now for bank in banks.values()):
         log.warning("SEAC Patch: the features were extracted with other weights or LoRAs than those of this model. "
                     "Extract from the model that samples, after its LoRAs.")
 
@@ -146,70 +146,92 @@ def hooked(seac: SEAC, call: Call, options: dict) -> dict:
         reference.region.check(call)
     active = [reference for reference in seac.references if call.within(reference.start, reference.end)]
     check_texts(seac, call.texts, active)
-    layers = call.run.kept.once(call.model, SLOT, lambda: blocks(call.model.diffusion_model))
+    control = Control(seac, call, active)
+    if architecture(call.model.diffusion_model) is not None:
+        return overridden(call, options, JointAttention(call, options, control.joint))
     # Also outside of all windows: a compiled model does not look again. (block, number) keys: a key with a layer index would
     # shadow whatever a later node puts on the block.
     ours = {layer[:2]: attend for reference in seac.references for layer in reference.layers}
     replaced = options.get("patches_replace", {})
     return {**options, "patches_replace": {**replaced, "attn1": {**ours, **replaced.get("attn1", {})}},
-            KEY: replace(call, attention=Control(seac, call, active, layers))}
+            KEY: replace(call, attention=control)}
 
 
 def check_texts(seac: SEAC, texts: Sequence[int], active: Sequence[Reference]) -> None:
-    for name, bank in [("source", seac.source), *(("reference", r.bank) for r in active)]:
+    banks = [] if seac.source is None else [("source", seac.source)]
+    for name, bank in [*banks, *(("reference", r.bank) for r in active)]:
         if active and UNCOND in texts and UNCOND not in bank.features:
             raise ValueError(f"SEAC Patch: sampling evaluates a negative prompt, but the {name} features have none. "
                              "Connect 'negative' to Consistency Feature Extract or set CFG 1.")
 
 
 @dataclass(frozen=True, eq=False)
+class UNetSite:
+    """One self-attention layer of a UNet in one call, on a grid of tokens."""
+
+    call: Call
+    layer: LayerId
+    grid: tuple[int, int]
+    heads: int
+    place = ()  # its keys are not turned by where they stand
+
+    def projected(self, features: torch.Tensor, places, grid, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of stored features in `like`'s precision, [images, tokens, channels] each."""
+        model = self.call.model
+        attention = self.call.run.kept.once(model, SLOT, lambda: blocks(model.diffusion_model))[self.layer].attn1
+        near = features.to(like.device, like.dtype)
+        # Not through forward hooks: those of LoRA Cross-Injection route the rows of a call, and these are not among them.
+        return attention.to_k.forward(near), attention.to_v.forward(near)
+
+
+@dataclass(frozen=True, eq=False)
 class Control:
-    """SEAC in one model call: the references whose window holds its sigma, the UNet's layers."""
+    """SEAC in one model call: the references whose window holds its sigma."""
 
     seac: SEAC
     call: Call
     active: list[Reference]
-    layers: dict[LayerId, torch.nn.Module]
 
-    def groups(self, layer: LayerId, q, k, v, extra) -> list[maths.Group] | None:
-        """What the target's queries attend to in this layer, or None to leave it alone."""
-        active = [reference for reference in self.active if layer in reference.layers]
+    def groups(self, site: UNetSite | JointSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+               logits: torch.Tensor | None = None) -> list[maths.Group] | None:
+        """What the picture's queries attend to of pictures in this layer, or None to leave it alone; k, v and logits are its own."""
+        active = [reference for reference in self.active if site.layer in reference.layers]
         if not active:
             return None
-        if q.shape[0] != k.shape[0]:
-            self.call.run.warn(f"{NODE}: another patch (HyperTile?) cuts the queries into tiles; such layers are left alone.")
-            return None
-        placed = [(reference, None if reference.region.mask is None else reference.region.at(self.call, q, extra)) for reference in active]
+        placed = [(reference, None if reference.region.mask is None else reference.region.at(self.call, q, site.grid)) for reference in active]
         placed = [(reference, mask) for reference, mask in placed if mask is not None or reference.region.mask is None]
         if not placed:
             return None
         own, source, others = maths.group_shares(
             self.seac.strength, [maths.ReferenceShare(r.share, r.gain, mask) for r, mask in placed])
-        groups = [maths.Group(k, v, share=own), self.group(self.seac.source, layer, k, share=source, cycle=True)]
-        groups += [self.group(r.bank, layer, k, share=share, cycle=r.cycle, scale=r.enhancement) for (r, _), share in zip(placed, others)]
+        if self.seac.source is None:
+            groups = [maths.Group(k, v, share=own + source, logits=logits)]
+        else:
+            groups = [maths.Group(k, v, share=own, logits=logits), self.group(self.seac.source, site, k, share=source, cycle=True)]
+        groups += [self.group(r.bank, site, k, share=share, cycle=r.cycle, scale=r.enhancement) for (r, _), share in zip(placed, others)]
         return maths.present(groups)
 
-    def group(self, bank: ConsistencyFeatures, layer: LayerId, like, *, share, cycle: bool, scale=1.0) -> maths.Group:
-        stored = [self.projected(bank.features[text][layer], layer, like) for text in self.call.texts]
+    def group(self, bank: ConsistencyFeatures, site: UNetSite | JointSite, like, *, share, cycle: bool, scale=1.0) -> maths.Group:
+        stored = [self.projected(bank, text, site, like) for text in self.call.texts]
         keys, values = (self.rows(parts, like, cycle) for parts in zip(*stored))
         weights = None
         if bank.weighted:
-            counts = [self.call.run.kept.moved(bank.counts[text][layer], like.device, torch.float32) for text in self.call.texts]
+            counts = [self.call.run.kept.moved(bank.counts[text][site.layer], like.device, torch.float32) for text in self.call.texts]
             weights = self.rows(counts, like, cycle)
         return maths.Group(keys, values, scale, share, weights)
 
-    def projected(self, features: torch.Tensor, layer: LayerId, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def projected(self, bank: ConsistencyFeatures, text: int, site: UNetSite | JointSite,
+                  like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of stored features, [images, tokens, channels] each: once per run, in the precision of the call."""
-        attention = self.layers[layer].attn1
+        features, grid = bank.features[text][site.layer], bank.grids[site.layer]
+        places = None if bank.places is None else bank.places[text][site.layer]
 
         def project():
-            near = features.to(like.device, like.dtype)
-            # Not through forward hooks: those of LoRA Cross-Injection route the rows of a call, and these are not among them.
-            return attention.to_k.forward(near), attention.to_v.forward(near)
+            return site.projected(features, places, grid, like)
 
         if getattr(self.call.model.current_patcher, "current_hooks", None) is not None:  # weights of this prompt and step alone
             return project()
-        return self.call.run.kept.once(features, (SLOT, layer, like.device, like.dtype), project)
+        return self.call.run.kept.once(features, (SLOT, site.layer, site.place, like.device, like.dtype), project)
 
     def rows(self, stored: Sequence[torch.Tensor], like: torch.Tensor, cycle: bool) -> torch.Tensor:
         """Stored tensors [images, tokens, ...] per chunk for every row of the call: picture i mod images, or all of them joined."""
@@ -219,17 +241,36 @@ class Control:
             parts.append(part.expand(per_chunk, *part.shape[1:]) if part.shape[0] == 1 else self.call.of_pictures(part, per_chunk))
         return torch.cat(parts)
 
+    def attended(self, groups: list[maths.Group], q: torch.Tensor, heads: int, attention) -> torch.Tensor:
+        """Equations (8), (9) and (10)."""
+        bias = maths.logit_bias(groups, self.seac.per_group)
+        masked = any(group.logits is not None for group in groups)
+        return maths.attend(q, maths.joint_keys(groups), maths.joint_values(groups), heads, bias, attention, masked)
+
+    def joint(self, site: JointSite, attention, q, k, v, mask) -> torch.Tensor | None:
+        """A transformer's layer: text and whatever else is no picture keep the weight that they have without SEAC."""
+        groups = self.groups(site, q, site.picture(k), site.picture(v), None if mask is None else site.picture(mask, 2))
+        if groups is None:
+            return None
+        rest = site.others(k)
+        if rest.shape[1]:
+            share = rest.shape[1] / q.shape[1] if self.seac.per_group else 1.0  # a token's weight is that of one of the picture's
+            groups.append(maths.Group(rest, site.others(v), share=share, logits=None if mask is None else site.others(mask, 2)))
+        return self.attended(groups, q, site.heads, attention)
+
 
 @torch.compiler.disable
 def attend(q, k, v, extra):
-    """attn1_replace: equations (8), (9) and (10)."""
+    """attn1_replace, in UNets."""
     def attention(q, k, v, **options):
         return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra["attn_precision"],
                                    transformer_options=extra, **options)
 
     control = extra[KEY].attention
-    groups = control.groups(layer_of(extra), q, k, v, extra)
-    if groups is None:
+    layer = layer_of(extra)
+    if q.shape[0] != k.shape[0]:
+        if any(layer in reference.layers for reference in control.active):
+            control.call.run.warn(f"{NODE}: another patch (HyperTile?) cuts the queries into tiles; such layers are left alone.")
         return attention(q, k, v)
-    bias = maths.logit_bias(groups, control.seac.per_group)
-    return maths.attend(q, maths.joint_keys(groups), maths.joint_values(groups), extra["n_heads"], bias, attention)
+    groups = control.groups(UNetSite(control.call, layer, extra["activations_shape"][-2:], extra["n_heads"]), q, k, v)
+    return attention(q, k, v) if groups is None else control.attended(groups, q, extra["n_heads"], attention)

@@ -18,8 +18,9 @@ class ConsistencyFeatureExtract(io.ComfyNode):
                         "for SEAC Patch. One node per picture: changing a reference re-runs only its own node.",
             search_aliases=["zepo", "style features", "portrait stylization"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will sample: SD1.5, SD2.1 or SDXL with its LCM, Lightning or "
-                                                "Turbo weights, after its LoRAs. SEAC Patches on it are ignored here."),
+                io.Model.Input("model", tooltip="The model that will sample, after its LoRAs: SD1.5, SD2.1, SDXL, or one of the transformers "
+                                                "Z-Image, Lumina 2, Flux.1, FLUX.2, Chroma, Qwen-Image, Krea 2, SD3. SEAC Patches on it "
+                                                "are ignored here."),
                 io.Latent.Input("latent", tooltip="The picture, through VAE Encode. A batch gives features of every picture. "
                                                   "Size and shape need not match the sampled picture's."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the sampler. The paper uses the word 'head'. Of several "
@@ -29,11 +30,12 @@ class ConsistencyFeatureExtract(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
                              tooltip="Seed of the noise. Source and reference should use the same one: the paper noises both alike."),
                 io.Int.Input("timestep", default=99, min=0, max=999,
-                             tooltip="How much noise the picture gets before its features are read, 0 none to 999 all. "
-                                     "The paper uses 99. LCM models know 19, 39, ... 999 and round to those."),
+                             tooltip="How much noise the picture gets before its features are read, 0 none to 999 all; in transformers "
+                                     "thousandths of noise. The paper uses 99. LCM models know 19, 39, ... 999 and round to those."),
                 io.String.Input("layers", default="auto", advanced=True,
-                                tooltip="Self-attention layers to record: auto (every decoder layer but the first), all, or a list "
-                                        "such as u1-8, d3, m, u0.2-9. d, m and u are encoder, middle and decoder blocks."),
+                                tooltip="Attention layers to record: auto (every decoder layer but the first; all of a transformer), "
+                                        "all, or a list such as u1-8, d3, m, u0.2-9. d, m and u are encoder, middle and decoder blocks, "
+                                        "b0-29 those of a transformer."),
             ],
             outputs=[ConsistencyFeaturesType.Output("consistency_features", display_name="features",
                                                     tooltip="Features for SEAC Patch, or for Token Merge before it.")],

@@ -15,13 +15,15 @@ class SEACPatch(io.ComfyNode):
             display_name=NAME,
             category=CATEGORY,
             description="Style Enhancement Attention Control: while sampling, self-attention looks at the features of a source picture "
-                        "and of a style reference. Sample from the source's latent in about four steps.",
+                        "and of a style reference. Sample from the source's latent in about four steps, or without a source from noise.",
             search_aliases=["zepo", "style transfer", "attention control", "portrait stylization"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples, the one the features came from. A second SEAC Patch on a patched "
                                                 "model adds another reference."),
                 ConsistencyFeaturesType.Input("source", optional=True,
-                                              tooltip="Features of the picture to stylize. Leave empty only on a second SEAC Patch."),
+                                              tooltip="Features of the picture to stylize. Leave empty to draw a prompt in the reference's "
+                                                      "style: the sampled picture's own tokens then take its place. Empty as well on a second "
+                                                      "SEAC Patch."),
                 ConsistencyFeaturesType.Input("reference", tooltip="Features of the style reference, or of a batch of them."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="Where in the sampled picture this reference acts. A batch of masks goes with a batch of pictures."),
@@ -39,8 +41,8 @@ class SEACPatch(io.ComfyNode):
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Fraction of the full noise schedule at which this ends."),
                 io.String.Input("layers", default="auto",
-                                tooltip="Self-attention layers to control: auto (all that both features hold), or a list such as u1-8, d3, "
-                                        "u0.2-9. An empty text switches this off."),
+                                tooltip="Attention layers to control: auto (all that both features hold), or a list such as u1-8, d3, u0.2-9, "
+                                        "b0-14. An empty text switches this off."),
                 io.Combo.Input("balance", options=["tokens", "images"], default="tokens", advanced=True,
                                tooltip="tokens: every token counts alike, as in the paper, so larger pictures and more references weigh more. "
                                        "images: source and reference weigh alike whatever their size and number."),

@@ -90,6 +90,7 @@ class Call:
     texts, people: COND or UNCOND for each chunk of rows, by its prompt and by whether adapters show the person in it
     batch: which pictures of the batch each chunk holds, None for all of them
     cropped: the call is about a part of the picture; split: its sigma was seen just before with other prompts
+    shape: of the latent that the model is called with
     attention: what the attention method on the model wants its hooks to see
     """
 
@@ -103,6 +104,7 @@ class Call:
     batch: tuple[int, ...] | None = None
     cropped: bool = False
     split: bool = False
+    shape: tuple[int, ...] = ()
     attention: object = None
 
     def within(self, start: float, end: float) -> bool:
@@ -171,5 +173,5 @@ def note_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, tra
     if window is not None and window.dim == 0:
         batch = tuple(window.get_tensor(torch.arange(window.total_frames)).tolist())
     options[KEY] = Call(run, executor.class_obj, sigma, step_of(sigma, schedule), step_count(schedule), texts, people, batch,
-                        tuple(x.shape[-2:]) != run.size, split)
+                        tuple(x.shape[-2:]) != run.size, split, tuple(x.shape))
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

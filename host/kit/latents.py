@@ -33,17 +33,27 @@ def shared_noise(shape: torch.Size, seed: int) -> torch.Tensor:
 def feature_sigma(model_sampling, timestep: int) -> torch.Tensor:
     """sigma of the timestep: sqrt((1 - alpha_bar) / alpha_bar), so that ComfyUI's noising is ZePo (6).
 
-    Models with a continuous schedule have no such table; they get that of Stable Diffusion.
+    Flow models mix picture and noise by parts, here thousandths: 99 is a tenth of noise. Other models with a continuous schedule
+    have no such table; they get that of Stable Diffusion.
     """
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return torch.tensor([(timestep + 1) / 1000])
     if not isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
         model_sampling = comfy.model_sampling.ModelSamplingDiscrete()
     return model_sampling.sigma(torch.tensor([float(timestep)])).float().cpu()
 
 
-def check_latent(model, latent: torch.Tensor, node: str) -> None:
-    """Raises ValueError for a latent that holds no picture or does not belong to this model."""
-    channels = model.model.latent_format.latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
+def check_latent(model, latent: torch.Tensor, node: str) -> torch.Tensor:
+    """The latent as the model takes it: [images, channels, 1, height, width] where it was made for films, else without the 1.
+
+    Raises ValueError for a latent that holds no picture or does not belong to this model.
+    """
+    latent_format = model.model.latent_format
+    channels = latent_format.latent_channels
+    film = latent_format.latent_dimensions == 3
+    if film and latent.ndim == 4:
+        latent = latent[:, :, None]
+    if latent.ndim != 4 + film or latent.shape[1] != channels:
         raise ValueError(f"The latent has shape {tuple(latent.shape)}, but {family(model)} takes [images, {channels}, height, "
                          "width]. Encode the picture with the VAE of this checkpoint.")
     if latent.numel() == 0 or not latent.any():
@@ -51,3 +61,6 @@ def check_latent(model, latent: torch.Tensor, node: str) -> None:
     if not torch.isfinite(latent).all():
         raise ValueError(f"The latent of {node} holds NaN or infinite values. Look at the picture and the VAE "
                          "(a half-precision VAE may overflow).")
+    if film and latent.shape[2] > 1:
+        raise ValueError(f"The latent of {node} holds {latent.shape[2]} frames. This node takes still pictures: encode one picture.")
+    return latent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +36,16 @@ class Region:
         if self.size is not None:
             check_aspect(self.size, call.run.size, f"The mask of {self.node}")
 
-    def at(self, call: Call, queries: torch.Tensor, extra: dict) -> torch.Tensor | None:
-        """The mask at the queries of every row, [rows, queries] in float32: mask i mod masks for picture i.
+    def at(self, call: Call, queries: torch.Tensor, grid: Sequence[int]) -> torch.Tensor | None:
+        """The mask at the queries of every row, [rows, queries] in float32, on their grid: mask i mod masks for picture i.
 
         None, and a warning, where it cannot be placed. Only for a region with a mask.
         """
-        height, width = extra["activations_shape"][-2:]
+        height, width = grid
         if call.cropped or queries.shape[1] != height * width:
             call.run.warn(f"{self.node}: a mask cannot be placed on a part of the picture or on merged queries; what it belongs to sits out.")
             return None
         placed = call.run.kept.once(self.mask, (height, width, queries.device),
                                     lambda: mask_on_grid(self.mask, (height, width)).to(queries.device))
-        chunks = len(extra["cond_or_uncond"])
+        chunks = len(call.texts)
         return call.of_pictures(placed, queries.shape[0] // chunks).repeat(chunks, 1)

@@ -1,9 +1,10 @@
-"""What a loaded UNet looks like: its transformer layers, its family."""
+"""What a loaded network looks like: its attention layers, its family."""
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...attention.blocks import LayerId
+from .transformers import architecture, joint_layers
 
 
 def family(model) -> str:
@@ -31,3 +32,18 @@ def blocks(unet) -> dict[LayerId, BasicTransformerBlock]:
     places += [("output", number, block) for number, block in enumerate(unet.output_blocks)]
     return {(part, number, index): layer for part, number, block in places for module in block
             if isinstance(module, SpatialTransformer) for index, layer in enumerate(module.transformer_blocks)}
+
+
+def kept_layers(model) -> dict[LayerId, int]:
+    """The attention layers that SEAC reaches, in forward order, with the channels that a bank keeps of a token there.
+
+    Of UNets a bank keeps the inputs of self-attention, of transformers keys and values. Raises ValueError for other networks.
+    """
+    network = getattr(model.model, "diffusion_model", None)
+    known = architecture(network)
+    if known is not None:
+        return dict.fromkeys(joint_layers(network), 2 * known.width(network))
+    if not isinstance(network, UNetModel):
+        raise ValueError(f"This node does not know the network of {family(model)} models. It works on UNets (SD1.5, SD2.1, SDXL) and on the "
+                         "transformers Z-Image, Lumina 2, Flux.1, FLUX.2, Chroma, Qwen-Image, Krea 2 and SD3: load one of these.")
+    return {layer: block.attn1.to_k.in_features for layer, block in attention_layers(model).items()}

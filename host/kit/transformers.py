@@ -1,0 +1,244 @@
+"""Transformers whose text and picture attend in one sequence: what an architecture calls its blocks, where its picture stands.
+
+Adding one means an entry of `ARCHITECTURES` and its tests. Their attention is reached through the host's attention override, in a
+copy of one call's options; nothing is put on modules.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.krea2.model import SingleStreamDiT
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+
+from ...attention.blocks import LayerId
+from .calls import KEY, Call
+
+OVERRIDE = "optimized_attention_override"
+SECOND = 1  # the last number of a layer that attends over the picture alone, behind the joint one of its block
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one network from another, all of it read from a loaded one.
+
+    blocks:   its lists of blocks in forward order, each with what the host calls them while they run
+    width:    channels of a token's keys, before heads are repeated
+    origin:   where the picture's first token stands under RoPE, (time, row, column), from the tokens' grid and the number of
+              tokens before them; None where positions are added to the tokens, and keys are not turned
+    rescaled: whether the host's `rope_options` act
+    second:   whether a block attends a second time, over the picture alone; None where none does
+    """
+
+    blocks: tuple[tuple[str, str], ...]
+    width: Callable[[torch.nn.Module], int] = lambda network: network.hidden_size
+    origin: Callable[[tuple[int, int], int], tuple[int, int, int]] | None = lambda grid, before: (0, 0, 0)
+    patch: str = "patch_size"
+    embedder: str = "pe_embedder"
+    rescaled: bool = False
+    second: Callable[[torch.nn.Module], bool] | None = None
+
+
+STREAMS = (("double_blocks", "double"), ("single_blocks", "single"))
+ARCHITECTURES = {
+    NextDiT: Architecture(
+        (("layers", "double"),), lambda network: network.layers[0].attention.n_kv_heads * network.layers[0].attention.head_dim,
+        lambda grid, before: (before + 1, 0, 0), embedder="rope_embedder", rescaled=True),
+    Flux: Architecture(STREAMS, rescaled=True),
+    Chroma: Architecture(STREAMS),
+    QwenImageTransformer2DModel: Architecture(
+        (("transformer_blocks", "double"),), lambda network: network.inner_dim, lambda grid, before: (0, -(grid[0] // 2), -(grid[1] // 2))),
+    SingleStreamDiT: Architecture(
+        (("blocks", "single"),), lambda network: network.blocks[0].attn.kvheads * network.blocks[0].attn.headdim, patch="patch"),
+    OpenAISignatureMMDITWrapper: Architecture(
+        (("joint_blocks", "double"),), origin=None, second=lambda block: block.x_block.x_block_self_attn),
+}
+
+
+def architecture(network) -> Architecture | None:
+    """What is known of a network; its subclasses may do otherwise and are not known."""
+    return ARCHITECTURES.get(type(network))
+
+
+def joint_layers(network) -> dict[LayerId, tuple[str, int]]:
+    """The attention layers of a known network in forward order, numbered through, with the host's name and number of their block."""
+    known, found = ARCHITECTURES[type(network)], {}
+    places = [(kind, index, block) for name, kind in known.blocks for index, block in enumerate(getattr(network, name))]
+    for number, (kind, index, block) in enumerate(places):
+        found["block", number, 0] = kind, index
+        if known.second is not None and known.second(block):
+            found["block", number, SECOND] = kind, index
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class JointSite:
+    """One attention call: its layer, the picture's tokens `start` to `end` on their grid, and the options that the layer sees."""
+
+    network: torch.nn.Module
+    layer: LayerId
+    heads: int
+    start: int
+    end: int
+    grid: tuple[int, int]
+    extra: dict
+
+    @property
+    def place(self) -> tuple | None:
+        """What keys that are put into their place depend on, beside their grid."""
+        return self.origin((0, 0))
+
+    def picture(self, tokens: torch.Tensor, axis: int = 1) -> torch.Tensor:
+        """The picture's part of [rows, tokens, channels]."""
+        return tokens.narrow(axis, self.start, self.end - self.start)
+
+    def others(self, tokens: torch.Tensor, axis: int = 1) -> torch.Tensor:
+        """All but the picture's part: text, reference latents, padding."""
+        length = tokens.shape[axis]
+        return torch.cat([tokens.narrow(axis, 0, self.start), tokens.narrow(axis, self.end, length - self.end)], axis)
+
+    def stored(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What a bank keeps of the picture's keys and values, [rows, tokens, channels of both]: without place, heads once."""
+        width = ARCHITECTURES[type(self.network)].width(self.network)
+        size = k.shape[-1] // self.heads
+        k, v = (self.picture(x).unflatten(-1, (width // size, -1, size))[..., 0, :].flatten(2) for x in (k, v))
+        return torch.cat([self.turned(k, -self.places(None, self.grid, k.device), size), v], -1)
+
+    def projected(self, features: torch.Tensor, places: torch.Tensor | None, grid: tuple[int, int], like: torch.Tensor):
+        """Keys and values of stored features in `like`'s precision, where the picture's own would stand: [images, tokens, channels]."""
+        size = like.shape[-1] // self.heads
+        k, v = features.to(like.device, like.dtype).chunk(2, -1)
+        k = self.turned(k, self.places(places, grid, like.device), size)
+        repeats = like.shape[-1] // k.shape[-1]
+        return tuple(x.unflatten(-1, (-1, size)).repeat_interleave(repeats, 2).flatten(2) for x in (k, v))
+
+    def origin(self, grid: tuple[int, int]) -> tuple | None:
+        """Where a picture of that grid begins under RoPE in this call, and the step to the next token: (time, row, column, down, right)."""
+        known = ARCHITECTURES[type(self.network)]
+        if known.origin is None:
+            return None
+        scale = self.extra.get("rope_options") or {} if known.rescaled else {}
+        shifts = (scale.get(f"shift_{axis}", 0.0) for axis in "tyx")
+        return (*(at + shift for at, shift in zip(known.origin(grid, self.start), shifts)), scale.get("scale_y", 1.0), scale.get("scale_x", 1.0))
+
+    def places(self, places: torch.Tensor | None, grid: tuple[int, int], device) -> torch.Tensor | None:
+        """Positions under RoPE, [images or 1, tokens, axes], of tokens at `places` [images, tokens, (row, column)]; None: of a whole grid."""
+        origin = self.origin(grid)
+        if origin is None:
+            return torch.zeros(())
+        if places is None:
+            places = grid_places(grid)[None]
+        time, row, column, down, right = origin
+        found = places.new_zeros(*places.shape[:2], len(self.embedder.axes_dim))
+        found[..., 0] = time
+        found[..., 1] = row + down * places[..., 0]
+        found[..., 2] = column + right * places[..., 1]
+        return found.to(device)
+
+    @property
+    def embedder(self) -> torch.nn.Module:
+        return getattr(self.network, ARCHITECTURES[type(self.network)].embedder)
+
+    def turned(self, keys: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
+        """Keys [images, tokens, channels] moved under RoPE; by a negative position back to none."""
+        if not positions.ndim:
+            return keys
+        return apply_rope1(keys.unflatten(-1, (-1, size)).transpose(1, 2), self.embedder(positions)).transpose(1, 2).flatten(2)
+
+
+def grid_places(grid: tuple[int, int]) -> torch.Tensor:
+    """(row, column) of every token of a grid, [tokens, 2]."""
+    return torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32) for size in grid)).view(-1, 2)
+
+
+class JointAttention:
+    """The attention of one model call. `act(site, attention, q, k, v, mask)` answers for the picture's queries, or None to let it be.
+
+    act's q are the picture's [rows, queries, heads * size], k and v everybody's [rows, tokens, heads * size], mask what the model
+    adds to the logits of those queries, [rows or 1, queries or 1, tokens]; `attention(q, k, v, **options)` is the host's.
+    """
+
+    def __init__(self, call: Call, options: dict, act: Callable):
+        self.network, self.act, self.earlier = call.model.diffusion_model, act, options.get(OVERRIDE)
+        known = ARCHITECTURES[type(self.network)]
+        patch = getattr(self.network, known.patch)
+        self.grid = tuple(-(-size // patch) for size in call.shape[-2:])
+        self.tokens = self.grid[0] * self.grid[1] * (call.shape[2] if len(call.shape) == 5 else 1)
+        self.padding = -self.tokens % (getattr(self.network, "pad_tokens_multiple", None) or 1)
+        self.layers = {(*block, layer[2]): layer for layer, block in call.run.kept.once(
+            self.network, "layers", lambda: joint_layers(self.network)).items()}
+        self.done: set[LayerId] = set()
+
+    def site(self, length: int, heads: int, extra: dict) -> JointSite | None:
+        """The layer that attends over `length` tokens; None for what is none of ours: text refiners, blocks of a control network."""
+        end = length - self.padding - sum(extra.get("reference_image_num_tokens", ()))
+        start = end - self.tokens
+        layer = self.layers.get((extra.get("block_type"), extra.get("block_index"), SECOND if length == self.tokens else 0))
+        # A control network's blocks see the same options, behind the layer's own.
+        if layer is None or layer in self.done or start < 0:
+            return None
+        self.done.add(layer)
+        return JointSite(self.network, layer, heads, start, end, self.grid, extra)
+
+
+def overridden(call: Call, options: dict, joint: JointAttention) -> dict:
+    """A copy of one call's options with `joint` in it."""
+    options = {**options, OVERRIDE: attend, KEY: replace(call, attention=joint)}
+    if isinstance(joint.network, OpenAISignatureMMDITWrapper):  # its blocks are not told their number
+        replaced = options.get("patches_replace", {})
+        taken = replaced.get("dit", {})
+        told = {("double_block", index): partial(tell_number, index, taken.get(("double_block", index)))
+                for index in range(len(joint.network.joint_blocks))}
+        options["patches_replace"] = {**replaced, "dit": {**taken, **told}}
+    return options
+
+
+def tell_number(index: int, taken: Callable | None, args: dict, extra: dict) -> dict:
+    args = {**args, "transformer_options": {**args["transformer_options"], "block_type": "double", "block_index": index}}
+    return extra["original_block"](args) if taken is None else taken(args, extra)
+
+
+@torch.compiler.disable
+def attend(func, q, k, v, heads, mask=None, **options):
+    """The override: the picture's queries go to `act`, those of text and the rest attend as they do without us."""
+    extra = options.get("transformer_options") or {}
+    joint = extra[KEY].attention
+    attention = func if joint.earlier is None else partial(joint.earlier, func)
+    axis = 2 if options.get("skip_reshape") else 1
+    length = k.shape[axis]
+    site = joint.site(length, heads, extra) if q.shape[axis] == length and not options.get("skip_output_reshape") else None
+    if site is None:
+        return attention(q, k, v, heads, mask=mask, **options)
+
+    def plainly(q, k, v, mask=None, **more):
+        return attention(q, k, v, heads, mask=mask, **{**options, "skip_reshape": False, **more})
+
+    flat = [x.transpose(1, 2).flatten(2) if axis == 2 else x.flatten(2) for x in (q, k, v)]
+    out = joint.act(site, plainly, site.picture(flat[0]), *flat[1:], rows_of(mask, site))
+    if out is None:
+        return attention(q, k, v, heads, mask=mask, **options)
+    if site.end - site.start == length:
+        return out
+    if mask is not None and mask.ndim > 1 and mask.shape[-2] == length:
+        mask = site.others(mask, mask.ndim - 2)
+    rest = attention(site.others(q, axis), k, v, heads, mask=mask, **options)
+    return torch.cat([rest[:, :site.start], out, rest[:, site.start:]], 1)
+
+
+def rows_of(mask: torch.Tensor | None, site: JointSite) -> torch.Tensor | None:
+    """What a model's mask, boolean or added to logits, does to the picture's queries: [rows or 1, queries or 1, tokens], added."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.finfo(torch.float32).max)
+    if mask.ndim == 4:
+        mask = mask[:, 0]  # one for all heads in every known model
+    if mask.ndim == 2:
+        mask = mask[None]
+    return mask if mask.shape[1] == 1 else mask[:, site.start:site.end]

@@ -1,0 +1,391 @@
+"""SEAC on ComfyUI's own transformer classes at tiny random width: the laws of ZePo on joint attention, every family alike."""
+
+import contextlib
+import math
+
+import comfy.ldm.flux.math
+import comfy.ldm.krea2.model
+import comfy.ldm.lumina.model
+import comfy.ldm.modules.diffusionmodules.mmdit
+import comfy.ldm.qwen_image.model
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models as supported
+import pytest
+import torch
+
+from portrait_atelier.attention import seac as maths
+from portrait_atelier.host import seac as host
+from portrait_atelier.host.kit import transformers
+from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract
+from portrait_atelier.nodes.seac_patch import SEACPatch
+from portrait_atelier.nodes.token_merge import TokenMerge
+
+TOLERANCE = 1e-4
+TEXT, POOLED = 32, 24  # channels of the prompts here
+NEXT = dict(image_model="lumina2", patch_size=2, in_channels=16, dim=48, n_layers=3, n_refiner_layers=1, n_heads=4, multiple_of=16,
+            ffn_dim_multiplier=1.0, qk_norm=True, cap_feat_dim=TEXT, axes_dims=[4, 4, 4], axes_lens=[64, 64, 64], rope_theta=256.0)
+STREAMS = dict(context_in_dim=TEXT, hidden_size=48, mlp_ratio=2.0, num_heads=4, depth=2, depth_single_blocks=2, axes_dim=[4, 4, 4],
+               theta=10000, patch_size=2, qkv_bias=True, txt_ids_dims=[])
+FAMILIES = {
+    "zimage": (supported.ZImage, dict(NEXT, n_kv_heads=4, pad_tokens_multiple=8)),
+    "lumina": (supported.Lumina2, dict(NEXT, n_kv_heads=2)),
+    "flux": (supported.Flux, dict(STREAMS, image_model="flux", in_channels=16, out_channels=16, vec_in_dim=POOLED, guidance_embed=True)),
+    "flux2": (supported.Flux2, dict(STREAMS, image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, guidance_embed=False,
+                                    patch_size=1, qkv_bias=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
+                                    ops_bias=False, default_ref_method="index", ref_index_scale=10.0, axes_dim=[4, 4, 4, 4], hidden_size=32, num_heads=2)),
+    "chroma": (supported.Chroma, dict(STREAMS, image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=48, hidden_dim=32,
+                                      n_layers=1, vec_in_dim=None)),
+    "qwen": (supported.QwenImage, dict(image_model="qwen_image", patch_size=2, in_channels=64, out_channels=16, num_layers=3,
+                                       attention_head_dim=12, num_attention_heads=4, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 4))),
+    "krea2": (supported.Krea2, dict(image_model="krea2", features=64, tdim=32, txtdim=TEXT // 2, heads=4, kvheads=2, multiplier=1, layers=3,
+                                    txtlayers=2, txtheads=4, txtkvheads=4, default_ref_method="index")),
+    "sd3": (supported.SD3, dict(in_channels=16, patch_size=2, depth=2, num_blocks=3, input_size=None, adm_in_channels=POOLED,
+                                context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
+                                num_patches=1024, pos_embed_max_size=32, pos_embed_scaling_factor=None, qk_norm="rms",
+                                x_block_self_attn_layers=[0])),
+}
+SPIED = [(comfy.ldm.flux.math, "optimized_attention"), (comfy.ldm.lumina.model, "optimized_attention_masked"),
+         (comfy.ldm.qwen_image.model, "optimized_attention_masked"), (comfy.ldm.krea2.model, "optimized_attention_masked"),
+         (comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention")]
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build(family, seed=0):
+    config, spec = FAMILIES[family]
+    config = type(f"Tiny{config.__name__}", (config,), {"unet_config": {}})
+    model = config(dict(spec, dtype=torch.float32)).get_model({}, device=torch.device("cpu")).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.diffusion_model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        else:
+            parameter.data.normal_(float(name.endswith("weight")), 0.2, generator=generator)
+        parameter.requires_grad_(False)
+    if family == "sd3":
+        model.diffusion_model.pos_embed.normal_(0, 0.5, generator=generator)
+    management = comfy.model_management
+    return comfy.model_patcher.ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
+
+
+class Stage:
+    """A model of a family, prompts and what the ComfyUI graph around our nodes does."""
+
+    def __init__(self, family):
+        self.family, self.model = family, build(family)
+        self.positive, self.negative = self.prompt(1), self.prompt(2)
+
+    def prompt(self, seed, tokens=7, **more):
+        if self.family in ("flux", "sd3"):
+            more["pooled_output"] = random(1, POOLED, seed=seed + 50)
+        if self.family == "qwen":
+            more["attention_mask"] = torch.ones(1, tokens, dtype=torch.long)
+            more["attention_mask"][:, tokens - 2:] = 0  # padding
+        return [[random(1, tokens, TEXT, seed=seed), more]]
+
+    def latent(self, seed, images=1, height=8, width=8):
+        if self.family == "flux2":
+            return random(images, 128, height // 2, width // 2, seed=seed)
+        return random(images, 16, height, width, seed=seed)
+
+    def features(self, latent, model=None, **options):
+        options = {"positive": self.positive, "negative": self.negative, **options}
+        return ConsistencyFeatureExtract.execute(model or self.model, {"samples": latent}, **options)[0]
+
+    def patch(self, source, reference, model=None, **options):
+        return SEACPatch.execute(model or self.model, reference, source, **options)[0]
+
+    def sample(self, model, latent, cfg=2.0, sigmas=(0.7, 0.4, 0.0), positive=None, negative=None):
+        latent = comfy.sample.fix_empty_latent_channels(model, latent)
+        noise = comfy.sample.prepare_noise(latent, 7)
+        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.sampler_object("euler"), torch.tensor(sigmas),
+                                          positive or self.positive, negative or self.negative, latent, disable_pbar=True, seed=7)
+
+    def at_features(self, model, latent, cfg=2.0, **options):
+        """One step from the very state in which features are extracted with seed 0 and timestep 99."""
+        latent = comfy.sample.fix_empty_latent_channels(model, latent)
+        noise = random(1, *latent.shape[1:], seed=0).expand(latent.shape)
+        return comfy.sample.sample_custom(model, noise, cfg, comfy.samplers.sampler_object("euler"), torch.tensor([0.1, 0.0]),
+                                          options.get("positive") or self.positive, options.get("negative") or self.negative, latent,
+                                          disable_pbar=True, seed=0)
+
+
+@contextlib.contextmanager
+def spy(stage):
+    """What the network's own attention calls got and gave, a list for every model call: q, k, v, out [rows, heads, tokens, size].
+
+    Ours are not among them: they go to the host's function itself.
+    """
+    runs, originals = [], [(module, name, getattr(module, name)) for module, name in SPIED]
+    handle = stage.model.model.diffusion_model.register_forward_pre_hook(lambda *_: runs.append([]))
+
+    def watched(original):
+        def attention(q, k, v, heads, mask=None, **options):
+            out = original(q, k, v, heads, mask=mask, **options)
+            if not options.get("skip_reshape"):
+                q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+            extra = options["transformer_options"]
+            runs[-1].append({"q": q.double(), "k": k.double(), "v": v.double(), "out": out.unflatten(-1, (heads, -1)).transpose(1, 2).double(),
+                             "slots": extra["cond_or_uncond"], "ours": stage.family == "sd3" or "block_index" in extra})
+            return out
+        return attention
+
+    try:
+        for module, name, original in originals:
+            setattr(module, name, watched(original))
+        yield runs
+    finally:
+        handle.remove()
+        for module, name, original in originals:
+            setattr(module, name, original)
+
+
+def plain_bank(stage, latent, after=None, **prompts):
+    """The picture's keys and values, where the model puts them, of the plain model in the state of (6): {slot: [(k, v) of every call]}."""
+    tokens, bank = math.prod(grid_of(stage, latent)), {}
+    after = end_padding(stage, latent) if after is None else after
+    with spy(stage) as runs:
+        stage.at_features(stage.model, latent, **prompts)
+    for run in runs:
+        for number, slot in enumerate(run[0]["slots"]):
+            bank[slot] = []
+            for call in run:
+                end = max(call["k"].shape[2] - after, tokens)  # SD3.5's second attention is over the picture alone
+                bank[slot].append(tuple(call[name].chunk(len(call["slots"]))[number][:, :, end - tokens:end] for name in "kv"))
+    return bank
+
+
+def grid_of(stage, latent):
+    patch = 1 if stage.family == "flux2" else 2
+    return [-(-size // patch) for size in latent.shape[-2:]]
+
+
+def literal(queries, groups):
+    """softmax(q K^T / sqrt(d)) V in float64 for one row, every token of a group with its weight.
+
+    queries: [heads, queries, size]; groups: [(k, v, lambda, weight)], the weight a number or [queries, 1]
+    """
+    logits = [lam * queries @ k.transpose(-1, -2) / queries.shape[-1] ** 0.5 for k, _, lam, _ in groups]
+    high = torch.cat(logits, -1).amax(-1, keepdim=True)
+    mass = [weight * (part - high).exp() for part, (*_, weight) in zip(logits, groups)]
+    return sum(part @ v for part, (_, v, *_) in zip(mass, groups)) / sum(part.sum(-1, keepdim=True) for part in mass)
+
+
+def worst(stage, runs, latent, source, reference, lam=1.2, own=0.0, shares=(0.5, 0.5), start=None, after=0, padding=0, layers=None):
+    """The largest relative error of a real run: picture rows to [others, own, source, lambda reference], others as without us.
+
+    source, reference: of `plain_bank`; start: tokens before the picture, after: behind it, padding: hidden ones at the text's end
+    layers: numbers of the blocks where it acts, None for all
+    """
+    tokens, error, controlled = math.prod(grid_of(stage, latent)), 0.0, 0
+    for run in runs:
+        number = 0
+        for site, call in enumerate(run):
+            slots, length = call["slots"], call["k"].shape[2]
+            end = length - after if length > tokens else tokens
+            begin = end - tokens
+            if call["ours"] and length > tokens and start is not None:
+                assert begin == start
+            shown = torch.ones(length, dtype=torch.bool)
+            acts = call["ours"] and (layers is None or number in layers)
+            number += call["ours"] and length > tokens
+            if call["ours"]:
+                shown[begin - padding:begin] = False
+            for row in range(len(call["q"])):
+                slot, picture = slots[row // (len(call["q"]) // len(slots))], row % (len(call["q"]) // len(slots))
+                q, k, v, out = (call[name][row] for name in ("q", "k", "v", "out"))
+                inside = torch.zeros(length, dtype=torch.bool)
+                inside[begin:end] = acts
+                if acts:
+                    groups = [(k[:, ~inside & shown], v[:, ~inside & shown], 1.0, 1.0), (k[:, inside], v[:, inside], 1.0, own)]
+                    for bank, factor, share in ((source, 1.0, shares[0]), (reference, lam, shares[1])):
+                        if bank is not None:
+                            groups.append((*(x[picture % len(x)] for x in bank[slot][site]), factor, share))
+                    expected = literal(q[:, inside], groups)
+                    error = max(error, ((out[:, inside] - expected).abs().max() / expected.abs().max()).item())
+                    controlled += 1
+                others = (~inside).nonzero()[:, 0]
+                if len(others):
+                    others = others[::max(1, len(others) // 8)]  # FLUX.2 has 512
+                    expected = literal(q[:, others], [(k[:, shown], v[:, shown], 1.0, 1.0)])
+                    error = max(error, ((out[:, others] - expected).abs().max() / expected.abs().max()).item())
+    assert controlled
+    return error
+
+
+def text_tokens(stage, tokens=7):
+    return {"flux2": 512, "zimage": -(-tokens // 8) * 8}.get(stage.family, tokens)
+
+
+def end_padding(stage, latent):
+    """Tokens that Z-Image puts behind the picture."""
+    return -math.prod(grid_of(stage, latent)) % 8 if stage.family == "zimage" else 0
+
+
+stages = {}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def stage(request):
+    return stage_of(request.param)
+
+
+def stage_of(family):
+    if family not in stages:
+        stages[family] = Stage(family)
+    return stages[family]
+
+
+# 1. Self-reference: with K = [K, K] attention cannot tell the difference.
+
+def test_self_reference(stage, apart):
+    latent = stage.latent(3)
+    bank, plain = stage.features(latent), stage.at_features(stage.model, latent)
+    for options in ({}, {"balance": "images"}, {"strength": 0.4, "style_share": 0.9}):
+        model = stage.patch(bank, bank, style_enhancement=1.0, **options)
+        assert apart(stage.at_features(model, latent), plain) < TOLERANCE, options
+    assert apart(stage.at_features(stage.patch(bank, bank, style_enhancement=1.3), latent), plain) > 1e-3
+
+
+# 2. Every layer of every call against the equations in float64, text rows as they are without us.
+
+HIDDEN = {"qwen": 2}  # padded tokens of the prompts above
+
+
+def law(stage, content, style, target=None, *, start="text", positive=None, negative=None, cfg=2.0, sigmas=(0.7, 0.4, 0.0), empty=False, **options):
+    prompts = {"positive": positive or stage.positive, "negative": negative or stage.negative}
+    target = content if target is None else target
+    source = None if empty else stage.features(content, **prompts)
+    model = stage.patch(source, stage.features(style, **prompts), **{name: value for name, value in options.items() if name != "expected"})
+    with spy(stage) as runs:
+        stage.sample(model, target, cfg, sigmas, **prompts)
+    expected = {"after": end_padding(stage, target), "padding": HIDDEN.get(stage.family, 0), **options.get("expected", {})}
+    if start == "text":
+        expected["start"] = text_tokens(stage)
+    return worst(stage, runs, target, None if empty else plain_bank(stage, content, **prompts), plain_bank(stage, style, **prompts), **expected)
+
+
+def test_every_layer_and_step(stage):
+    assert law(stage, stage.latent(3), stage.latent(4)) < TOLERANCE
+
+
+def test_no_source_is_the_pictures_own_tokens(stage):
+    error = law(stage, stage.latent(3), stage.latent(4), empty=True, cfg=1.0, strength=0.8, expected={"own": 0.6, "shares": (0, 0.4)})
+    assert error < TOLERANCE
+
+
+def test_sizes_batches_and_split_calls(stage):
+    """Three sizes that fill no whole patches, pictures in cycles, prompts of 7 and 11 tokens, which cannot share a call."""
+    error = law(stage, stage.latent(3, 2, 8, 8), stage.latent(4, 1, 6, 10), stage.latent(5, 2, 8, 7), start=None, sigmas=(0.7, 0.0),
+                negative=stage.prompt(2, 11), pairing="cycle")
+    assert error < TOLERANCE
+
+
+def test_text_rows_are_bit_equal_before_the_first_change(stage):
+    latent, rows = stage.latent(3), []
+    model = stage.patch(stage.features(latent), stage.features(stage.latent(4)))
+    for each in (stage.model, model):
+        with spy(stage) as runs:
+            stage.sample(each, latent, sigmas=(0.7, 0.0))
+        rows.append(next(call for call in runs[0] if call["ours"])["out"][:, :, :text_tokens(stage)])
+    assert torch.equal(*rows)
+
+
+# 3. Nothing to do, nothing changed.
+
+def test_off_is_the_plain_model(stage):
+    latent = stage.latent(3)
+    bank = stage.features(latent)
+    plain = stage.sample(stage.model, latent)
+    for off in ({"strength": 0.0}, {"start": 0.6, "end": 0.4}, {"layers": ""}):
+        assert torch.equal(stage.sample(stage.patch(bank, bank, **off), latent), plain), off
+    early = stage.patch(bank, bank, start=0.0, end=0.01)
+    assert torch.equal(stage.sample(early, latent), plain), "outside of the window"
+    assert not torch.equal(stage.sample(stage.patch(bank, bank), latent), plain)
+    assert torch.equal(stage.sample(stage.model, latent), plain), "the model stays as it is"
+
+
+# 4. Sizes, masks, reference latents, padding.
+
+def test_masks_lie_on_the_pictures_grid(stage):
+    """Blocks of a mask 4 high and 6 wide are its values at the tokens; p = 1/2 weighs the reference by it against the source's 1."""
+    blocks = random(4, 6, seed=8).sigmoid()
+    share = blocks.flatten()[:, None].double()
+    error = law(stage, stage.latent(3), stage.latent(4), stage.latent(5, 1, 8, 12), sigmas=(0.7, 0.0), cfg=1.0,
+                mask=blocks.repeat_interleave(16, 0).repeat_interleave(16, 1)[None], expected={"shares": (1 / (1 + share), share / (1 + share))})
+    assert error < TOLERANCE
+
+
+def test_a_whole_tiny_batch_of_masked_references_needs_no_source(stage, apart):
+    """Two references of one picture that share the picture by masks are the reference."""
+    latent, bank = stage.latent(3), stage.features(stage.latent(4))
+    left = torch.zeros(1, 64, 64)
+    left[:, :, :32] = 1
+    both = stage.patch(None, bank, model=stage.patch(None, bank, mask=left), mask=1 - left)
+    whole = stage.patch(None, bank)
+    assert apart(stage.sample(both, latent), stage.sample(whole, latent)) < TOLERANCE
+    assert apart(stage.sample(stage.patch(None, bank, mask=left), latent), stage.sample(whole, latent)) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["zimage", "flux", "flux2", "qwen", "krea2"])
+def test_reference_latents_are_others(family):
+    """An edit model's pictures stand behind the sampled one, in Z-Image before it; neither is ours."""
+    stage = stage_of(family)
+    latents = [stage.latent(6, 1, 8, 8), stage.latent(7, 1, 4, 8)]
+    prompts = {"positive": stage.prompt(1, reference_latents=latents), "negative": stage.prompt(2, reference_latents=latents)}
+    if family in ("qwen", "krea2"):
+        latents[:] = [latent[:, :, None] for latent in latents]
+    content, style = stage.latent(3), stage.latent(4)
+    after = end_padding(stage, content) if family == "zimage" else sum(math.prod(grid_of(stage, latent)) for latent in latents)
+    model = stage.patch(stage.features(content, **prompts), stage.features(style, **prompts))
+    with spy(stage) as runs:
+        stage.sample(model, content, sigmas=(0.7, 0.0), **prompts)
+    source, reference = (plain_bank(stage, latent, after, **prompts) for latent in (content, style))
+    error = worst(stage, runs, content, source, reference, after=after, padding=HIDDEN.get(family, 0),
+                  start=None if family == "zimage" else text_tokens(stage))
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["zimage", "lumina"])
+def test_a_prompt_of_another_length_moves_the_reference_along(family):
+    """Lumina puts pictures behind the text's places: a bank of a longer prompt stands where the picture of this one does."""
+    stage = stage_of(family)
+    longer, content = stage.prompt(3, 21), stage.latent(3)
+    model = stage.patch(None, stage.features(content, positive=longer), strength=1.0, style_share=1.0)
+    with spy(stage) as runs:
+        stage.sample(model, content, cfg=1.0, sigmas=(0.7, 0.0))
+    bank = plain_bank(stage, content, positive=longer)
+    steps = text_tokens(stage) - text_tokens(stage, 21)
+    assert steps < 0
+
+    def moved(k):
+        pairs = torch.view_as_complex(k[..., :4].contiguous().unflatten(-1, (2, 2)))
+        turn = torch.polar(torch.ones(2).double(), steps * 256.0 ** (-torch.arange(2).double() / 2))
+        return torch.cat([torch.view_as_real(pairs * turn).flatten(-2), k[..., 4:]], -1)
+
+    for shift, fits in ((moved, True), (lambda k: k, False)):
+        error = worst(stage, runs, content, None, {slot: [(shift(k), v) for k, v in kept] for slot, kept in bank.items()},
+                      own=0.0, shares=(0.0, 1.0), after=end_padding(stage, content))
+        assert (error < TOLERANCE) == fits
+
+
+# 5. Others.
+
+def test_somebody_elses_override_is_called_with_our_keys(stage):
+    latent, seen = stage.latent(3), []
+
+    def other(func, q, k, v, *args, **options):
+        seen.append((q.shape[2 if options.get("skip_reshape") else 1], k.shape[2 if options.get("skip_reshape") else 1]))
+        return func(q, k, v, *args, **options)
+
+    model = stage.patch(stage.features(latent), stage.features(stage.latent(4)))
+    expected = stage.sample(model, latent)
+    model.model_options["transformer_options"]["optimized_attention_override"] = other
+    assert torch.equal(stage.sample(model, latent), expected)
+    tokens = math.prod(grid_of(stage, latent))
+    assert any(queries == tokens and keys >= 2 * tokens for queries, keys in seen)
