@@ -1,8 +1,8 @@
 """Names for the attention layers of a network, and the small grammar users select them with.
 
 A layer is ``(part, block, index)``: ``("output", 4, 0)`` is the first transformer layer of a UNet's output block 4,
-``("block", 4, 0)`` that of a transformer's fifth block. The grammar counts only the blocks that have attention, from 0 in each
-part, as the common guidance nodes do.
+``("block", 4, 0)`` that of a transformer's fifth block. The grammar counts only the blocks that have attention, from 0
+in each part, as the common guidance nodes do.
 """
 
 import re
@@ -23,7 +23,7 @@ def layers_by_block(layers: list[LayerId], part: str) -> list[list[LayerId]]:
 
 
 def automatic_layers(layers: list[LayerId]) -> list[LayerId]:
-    """Every decoder layer of a UNet but the first: layers 8 to 15 of 16 in SD1.5, the published choice. All of a transformer."""
+    """Every decoder layer of a UNet but the first, as published (8 to 15 of 16 in SD1.5). All of a transformer."""
     return [layer for layer in layers if layer[0] == "output"][1:] + [layer for layer in layers if layer[0] == "block"]
 
 

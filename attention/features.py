@@ -14,8 +14,8 @@ COND, UNCOND = 0, 1
 class ConsistencyFeatures:
     """Self-attention inputs f of ZePo's equation (7), recorded once at a fixed timestep. Never written to.
 
-    features: per slot (0 positive prompt, 1 negative prompt) and layer, [images, tokens, channels]; of transformers not the inputs,
-              but keys, without their place, and values: [images, tokens, channels of both]
+    features: per slot (0 positive prompt, 1 negative prompt) and layer, [images, tokens, channels]; of transformers not
+              the inputs, but keys, without their place, and values: [images, tokens, channels of both]
     counts:   None before merging; afterwards [images, tokens], how many original tokens each one stands for
     places:   None before merging; afterwards [images, tokens, 2], their mean (row, column) on the grid
     grids:    (height, width) of the token grid that each layer had during extraction

@@ -26,9 +26,11 @@ def split_cells(grid: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.T
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """Who merges into whom: `merged` [images, r] are token indices, `partner` of them indices into `destinations` [cells].
+    """Who merges into whom.
 
-    joined: [images, cells], how many tokens a destination stands for afterwards; keep: bool [images, tokens], who remains
+    destinations: [cells], merged: [images, r], indices of tokens; partner: [images, r], indices into `destinations`
+    joined: [images, cells], how many tokens a destination stands for afterwards
+    keep:   bool [images, tokens], who remains
     """
 
     destinations: torch.Tensor
@@ -38,12 +40,13 @@ class Merging:
     keep: torch.Tensor
 
     def mean(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The remaining ones of [images, tokens, channels], destinations averaged with what joins them, in the original order."""
+        """The remaining ones of [images, tokens, channels] in order, destinations averaged with what joins them."""
         images, _, channels = tokens.shape
         values = tokens.float()
         joining = values.gather(1, self.merged[..., None].expand(-1, -1, channels))
         # Sums are products with the assignment matrix, in parts: scatter-adds have no fixed order of summation on GPUs.
-        parts = torch.arange(len(self.destinations), device=values.device).split(max(AT_ONCE // self.merged.shape[1], 1))
+        at_once = max(AT_ONCE // self.merged.shape[1], 1)
+        parts = torch.arange(len(self.destinations), device=values.device).split(at_once)
         sums = [(self.partner[:, None] == some[:, None]).to(values.dtype) @ joining for some in parts]
         total = values[:, self.destinations] + torch.cat(sums, 1)
         values = values.index_copy(1, self.destinations, total / self.joined[..., None])
@@ -75,10 +78,12 @@ def merging(features: torch.Tensor, grid: tuple[int, int], ratio: float, seed: i
     merged, partner = sources[chosen], partner.gather(1, chosen)
     ones = torch.ones(images, tokens, device=features.device)
     joined = ones[:, destinations].scatter_add(1, partner, ones[:, :amount])
-    return Merging(destinations, merged, partner, joined, torch.ones_like(ones, dtype=torch.bool).scatter(1, merged, False))
+    keep = torch.ones_like(ones, dtype=torch.bool).scatter(1, merged, False)
+    return Merging(destinations, merged, partner, joined, keep)
 
 
-def merge_tokens(features: torch.Tensor, grid: tuple[int, int], ratio: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def merge_tokens(features: torch.Tensor, grid: tuple[int, int], ratio: float,
+                 seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Averages the `ratio` of tokens that most resemble a destination into it, see `merging`.
 
     Returns the remaining tokens [images, tokens - r, channels], in their original order, and how many original

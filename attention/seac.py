@@ -128,8 +128,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: 
     q: [rows, queries, heads * d], k and v: [rows, tokens, heads * d]; bias as from `logit_bias`.
     `attention(q, k, v, **options)` is the host's attention function; it takes `mask` or `scale`.
     A bias that is the same for every query travels in extra channels, since masks rule out the fastest kernels. It is centred
-    first, which softmax ignores: kernels that round keys to 8 bits do so in steps of their largest value. One that hides tokens
-    (`masked`) stays a mask: beside LOG_ZERO the channels would have no precision left.
+    first, which softmax ignores: kernels that round keys to 8 bits do so in steps of their largest value. A bias that
+    hides tokens (`masked`) stays a mask: beside LOG_ZERO the channels would have no precision left.
     """
     if bias is None:
         return attention(q, k, v)

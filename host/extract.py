@@ -21,7 +21,7 @@ NODE = "Consistency Feature Extract"
 
 def extract_features(model, latent: torch.Tensor, positive: list, negative: list | None, seed: int, timestep: int,
                      layers: str) -> ConsistencyFeatures:
-    """Equations (6) and (7): noises `latent` to `timestep` and records the inputs of self-attention, of transformers keys and values.
+    """Equations (6) and (7): noises `latent` to `timestep` and records what attention gets there (see `kept_layers`).
 
     latent: [images, channels, height, width] as from VAE Encode; timestep in [0, 999]. One slot per prompt:
     0 positive, 1 negative. The model stays as it is; upstream patches (LoRA and the like) act, SEAC does not.
@@ -49,6 +49,11 @@ def extract_features(model, latent: torch.Tensor, positive: list, negative: list
     guider.sample(shared_noise(latent.shape, seed), latent, comfy.samplers.sampler_object("euler"),
                   torch.cat([sigma, torch.zeros(1)]), disable_pbar=True, seed=seed)
 
+    missed = next((layer for layer in wanted if layer not in record.grids), None)
+    if missed is not None:
+        raise ValueError(f"{NODE}: the model call never reached the attention of layer "
+                         f"{layer_name(missed, list(infos))}. Another node on this model replaces or skips it: leave "
+                         "the layer out of 'layers', or connect the model from before that node.")
     features = {slot: {layer: record.features[slot][layer] for layer in wanted} for slot in range(len(conds))}
     for bank in features.values():
         for layer, values in bank.items():
@@ -72,7 +77,8 @@ class Recorder:
             joint = JointAttention(call, transformer_options, partial(self.record_joint, call))
             options = overridden(call, transformer_options, joint)
         else:
-            first = {"attn1_patch": [self.record, *patches.get("attn1_patch", [])]}  # it sees what the model made, before all others
+            # first, so that it sees what the model made
+            first = {"attn1_patch": [self.record, *patches.get("attn1_patch", [])]}
             options = {**transformer_options, "patches": {**patches, **first}}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 

@@ -98,7 +98,8 @@ def path_of(name: str) -> str:
 def save(model, bank: ConsistencyFeatures, name: str, replace: bool) -> str:
     """Writes features and the model's fingerprint, whole or not at all, and returns the path.
 
-    Raises ValueError for transformers, for features of another model than `model`, and for a name that leads out of output/features.
+    Raises ValueError for transformers, for features of another model than `model`, and for a name that leads out of
+    output/features.
     """
     attention_layers(model)  # of transformers there is no fingerprint yet
     if bank.weights_id != (model.clone_base_uuid, model.patches_uuid):

@@ -26,8 +26,8 @@ def merge_features(bank: ConsistencyFeatures, ratio: float, seed: int, weighted:
             where = grid_places(bank.grids[layer]).expand(len(tokens), -1, -1)
             found = merging(tokens.to(device), bank.grids[layer], ratio, seed)
             if found is None:
-                features[slot][layer], counts[slot][layer], places[slot][layer] = tokens, torch.ones(tokens.shape[:2]), where
-                continue
-            kept = found.mean(tokens.to(device)), found.counts(), found.mean(where.to(device))
+                kept = tokens, torch.ones(tokens.shape[:2]), where
+            else:
+                kept = found.mean(tokens.to(device)), found.counts(), found.mean(where.to(device))
             features[slot][layer], counts[slot][layer], places[slot][layer] = (x.to(tokens.device) for x in kept)
     return replace(bank, features=features, counts=counts, weighted=weighted, places=places)

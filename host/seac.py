@@ -1,9 +1,10 @@
-"""SEAC inside ComfyUI: installing and chaining the patch, and its attention hooks, one for UNets and one for transformers.
+"""SEAC inside ComfyUI: installing and chaining the patch, and its attention hooks, for UNets and for transformers.
 
 The model gets one wrapper. Around each denoiser call it adds the attention hook to a copy of that call's options, where it can
 see which layers belong to others. Keys and values of source and references are made once per run.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,9 @@ from .log import log
 
 NODE = "SEAC Patch"
 SLOT = f"{KEY}.seac"  # of the wrapper and the attachment
+# What stays on the device of a transformer's bank, for all its prompts (a UNet's is a tenth of that); later layers are
+# fetched in every call.
+KEPT_BYTES = 2**30
 OFF = "off"
 
 
@@ -48,7 +52,7 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class SEAC:
-    """A source, None for the picture that is sampled, and its references. Shared by clones of the model and never written to."""
+    """A source, None for the sampled picture itself, and its references. Shared by clones, never written to."""
 
     source: ConsistencyFeatures | None
     references: tuple[Reference, ...]
@@ -61,9 +65,9 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
             per_group: bool, cycle: bool):
     """A clone of `model` whose self-attention looks at `source` and `reference` (ZePo equations 8 to 10).
 
-    Without a source the picture's own tokens take its place. On a model that has a SEAC patch already, an empty source adds one
-    more reference to it. Nothing is installed when the strength is 0 or the window or the layers are empty. Raises ValueError
-    for what does not fit.
+    Without a source the picture's own tokens take its place. On a model that has a SEAC patch already, an empty source
+    adds one more reference to it. Nothing is installed when the strength is 0 or the window or the layers are empty.
+    Raises ValueError for what does not fit.
     """
     infos = kept_layers(model)
     region = Region.of(NODE, mask)
@@ -180,7 +184,7 @@ class UNetSite:
         model = self.call.model
         attention = self.call.run.kept.once(model, SLOT, lambda: blocks(model.diffusion_model))[self.layer].attn1
         near = features.to(like.device, like.dtype)
-        # Not through forward hooks: those of LoRA Cross-Injection route the rows of a call, and these are not among them.
+        # Not through forward hooks: those of LoRA Cross-Injection route the rows of a call; these are not among them.
         return attention.to_k.forward(near), attention.to_v.forward(near)
 
 
@@ -194,11 +198,12 @@ class Control:
 
     def groups(self, site: UNetSite | JointSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                logits: torch.Tensor | None = None) -> list[maths.Group] | None:
-        """What the picture's queries attend to of pictures in this layer, or None to leave it alone; k, v and logits are its own."""
+        """What the picture's queries attend to of pictures, or None to leave the layer; k, v and logits are its own."""
         active = [reference for reference in self.active if site.layer in reference.layers]
         if not active:
             return None
-        placed = [(reference, None if reference.region.mask is None else reference.region.at(self.call, q, site.grid)) for reference in active]
+        placed = [(reference, None if reference.region.mask is None else reference.region.at(self.call, q, site.grid))
+                  for reference in active]
         placed = [(reference, mask) for reference, mask in placed if mask is not None or reference.region.mask is None]
         if not placed:
             return None
@@ -207,16 +212,20 @@ class Control:
         if self.seac.source is None:
             groups = [maths.Group(k, v, share=own + source, logits=logits)]
         else:
-            groups = [maths.Group(k, v, share=own, logits=logits), self.group(self.seac.source, site, k, share=source, cycle=True)]
-        groups += [self.group(r.bank, site, k, share=share, cycle=r.cycle, scale=r.enhancement) for (r, _), share in zip(placed, others)]
+            groups = [maths.Group(k, v, share=own, logits=logits),
+                      self.group(self.seac.source, site, k, share=source, cycle=True)]
+        groups += [self.group(r.bank, site, k, share=share, cycle=r.cycle, scale=r.enhancement)
+                   for (r, _), share in zip(placed, others)]
         return maths.present(groups)
 
-    def group(self, bank: ConsistencyFeatures, site: UNetSite | JointSite, like, *, share, cycle: bool, scale=1.0) -> maths.Group:
+    def group(self, bank: ConsistencyFeatures, site: UNetSite | JointSite, like, *, share, cycle: bool,
+              scale=1.0) -> maths.Group:
         stored = [self.projected(bank, text, site, like) for text in self.call.texts]
         keys, values = (self.rows(parts, like, cycle) for parts in zip(*stored))
         weights = None
         if bank.weighted:
-            counts = [self.call.run.kept.moved(bank.counts[text][site.layer], like.device, torch.float32) for text in self.call.texts]
+            counts = [self.call.run.kept.moved(bank.counts[text][site.layer], like.device, torch.float32)
+                      for text in self.call.texts]
             weights = self.rows(counts, like, cycle)
         return maths.Group(keys, values, scale, share, weights)
 
@@ -230,6 +239,9 @@ class Control:
             return site.projected(features, places, grid, like)
 
         if getattr(self.call.model.current_patcher, "current_hooks", None) is not None:  # weights of this prompt and step alone
+            return project()
+        room = KEPT_BYTES * bank.channels(site.layer) // (2 * like.shape[-1])  # once heads are repeated it is more
+        if isinstance(site, JointSite) and layers_within(bank, room) <= bank.layers.index(site.layer):
             return project()
         return self.call.run.kept.once(features, (SLOT, site.layer, site.place, like.device, like.dtype), project)
 
@@ -254,9 +266,17 @@ class Control:
             return None
         rest = site.others(k)
         if rest.shape[1]:
-            share = rest.shape[1] / q.shape[1] if self.seac.per_group else 1.0  # a token's weight is that of one of the picture's
-            groups.append(maths.Group(rest, site.others(v), share=share, logits=None if mask is None else site.others(mask, 2)))
+            # so that a token weighs as much as one of the picture's own
+            share = rest.shape[1] / q.shape[1] if self.seac.per_group else 1.0
+            logits = None if mask is None else site.others(mask, 2)
+            groups.append(maths.Group(rest, site.others(v), share=share, logits=logits))
         return self.attended(groups, q, site.heads, attention)
+
+
+def layers_within(bank: ConsistencyFeatures, room: int) -> int:
+    """How many of a bank's layers, from the first, fit into so many bytes with all their prompts."""
+    sizes = [sum(slot[layer].nbytes for slot in bank.features.values()) for layer in bank.layers]
+    return sum(total <= room for total in itertools.accumulate(sizes))
 
 
 @torch.compiler.disable
@@ -270,7 +290,8 @@ def attend(q, k, v, extra):
     layer = layer_of(extra)
     if q.shape[0] != k.shape[0]:
         if any(layer in reference.layers for reference in control.active):
-            control.call.run.warn(f"{NODE}: another patch (HyperTile?) cuts the queries into tiles; such layers are left alone.")
+            control.call.run.warn(f"{NODE}: another patch (HyperTile?) cuts the queries into tiles; such layers are "
+                                  "left alone.")
         return attention(q, k, v)
     groups = control.groups(UNetSite(control.call, layer, extra["activations_shape"][-2:], extra["n_heads"]), q, k, v)
     return attention(q, k, v) if groups is None else control.attended(groups, q, extra["n_heads"], attention)

@@ -33,8 +33,8 @@ def shared_noise(shape: torch.Size, seed: int) -> torch.Tensor:
 def feature_sigma(model_sampling, timestep: int) -> torch.Tensor:
     """sigma of the timestep: sqrt((1 - alpha_bar) / alpha_bar), so that ComfyUI's noising is ZePo (6).
 
-    Flow models mix picture and noise by parts, here thousandths: 99 is a tenth of noise. Other models with a continuous schedule
-    have no such table; they get that of Stable Diffusion.
+    Flow models mix picture and noise by parts, here thousandths: 99 is a tenth of noise. Other models with a continuous
+    schedule have no such table; they get that of Stable Diffusion.
     """
     if isinstance(model_sampling, comfy.model_sampling.CONST):
         return torch.tensor([(timestep + 1) / 1000])
@@ -44,7 +44,7 @@ def feature_sigma(model_sampling, timestep: int) -> torch.Tensor:
 
 
 def check_latent(model, latent: torch.Tensor, node: str) -> torch.Tensor:
-    """The latent as the model takes it: [images, channels, 1, height, width] where it was made for films, else without the 1.
+    """The latent as the model takes it: [images, channels, 1, height, width] where it was made for films, or without 1.
 
     Raises ValueError for a latent that holds no picture or does not belong to this model.
     """
@@ -62,5 +62,6 @@ def check_latent(model, latent: torch.Tensor, node: str) -> torch.Tensor:
         raise ValueError(f"The latent of {node} holds NaN or infinite values. Look at the picture and the VAE "
                          "(a half-precision VAE may overflow).")
     if film and latent.shape[2] > 1:
-        raise ValueError(f"The latent of {node} holds {latent.shape[2]} frames. This node takes still pictures: encode one picture.")
+        raise ValueError(f"The latent of {node} holds {latent.shape[2]} frames. This node takes still pictures: encode "
+                         "one picture.")
     return latent

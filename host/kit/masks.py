@@ -37,7 +37,7 @@ class Region:
             check_aspect(self.size, call.run.size, f"The mask of {self.node}")
 
     def at(self, call: Call, queries: torch.Tensor, grid: Sequence[int]) -> torch.Tensor | None:
-        """The mask at the queries of every row, [rows, queries] in float32, on their grid: mask i mod masks for picture i.
+        """The mask at every row's queries, [rows, queries] in float32, on their grid: mask i mod masks for picture i.
 
         None, and a warning, where it cannot be placed. Only for a region with a mask.
         """

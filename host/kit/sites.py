@@ -37,13 +37,14 @@ def blocks(unet) -> dict[LayerId, BasicTransformerBlock]:
 def kept_layers(model) -> dict[LayerId, int]:
     """The attention layers that SEAC reaches, in forward order, with the channels that a bank keeps of a token there.
 
-    Of UNets a bank keeps the inputs of self-attention, of transformers keys and values. Raises ValueError for other networks.
+    Of UNets a bank keeps the inputs of self-attention, of transformers keys and values. Raises ValueError for others.
     """
     network = getattr(model.model, "diffusion_model", None)
     known = architecture(network)
     if known is not None:
         return dict.fromkeys(joint_layers(network), 2 * known.width(network))
     if not isinstance(network, UNetModel):
-        raise ValueError(f"This node does not know the network of {family(model)} models. It works on UNets (SD1.5, SD2.1, SDXL) and on the "
-                         "transformers Z-Image, Lumina 2, Flux.1, FLUX.2, Chroma, Qwen-Image, Krea 2 and SD3: load one of these.")
+        raise ValueError(f"This node does not know the network of {family(model)} models. It works on UNets (SD1.5, "
+                         "SD2.1, SDXL) and on the transformers Z-Image, Lumina 2, Flux.1, FLUX.2, Chroma, Qwen-Image, "
+                         "Krea 2 and SD3: load one of these.")
     return {layer: block.attn1.to_k.in_features for layer, block in attention_layers(model).items()}

@@ -1,7 +1,7 @@
-"""Transformers whose text and picture attend in one sequence: what an architecture calls its blocks, where its picture stands.
+"""Transformers whose text and picture attend in one sequence: their blocks, and where the picture stands.
 
-Adding one means an entry of `ARCHITECTURES` and its tests. Their attention is reached through the host's attention override, in a
-copy of one call's options; nothing is put on modules.
+Adding one means an entry of `ARCHITECTURES` and its tests. Their attention is reached through the host's attention
+override, in a copy of one call's options; nothing is put on modules.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Architecture:
 
     blocks:   its lists of blocks in forward order, each with what the host calls them while they run
     width:    channels of a token's keys, before heads are repeated
-    origin:   where the picture's first token stands under RoPE, (time, row, column), from the tokens' grid and the number of
-              tokens before them; None where positions are added to the tokens, and keys are not turned
+    origin:   where the picture's first token stands under RoPE, (time, row, column), from the tokens' grid and the
+              number of tokens before them; None where positions are added to the tokens, and keys are not turned
     rescaled: whether the host's `rope_options` act
     second:   whether a block attends a second time, over the picture alone; None where none does
     """
@@ -45,17 +45,23 @@ class Architecture:
     second: Callable[[torch.nn.Module], bool] | None = None
 
 
+def grouped_width(attention: torch.nn.Module, heads: str, size: str) -> int:
+    return getattr(attention, heads) * getattr(attention, size)
+
+
 STREAMS = (("double_blocks", "double"), ("single_blocks", "single"))
 ARCHITECTURES = {
     NextDiT: Architecture(
-        (("layers", "double"),), lambda network: network.layers[0].attention.n_kv_heads * network.layers[0].attention.head_dim,
+        (("layers", "double"),), lambda network: grouped_width(network.layers[0].attention, "n_kv_heads", "head_dim"),
         lambda grid, before: (before + 1, 0, 0), embedder="rope_embedder", rescaled=True),
     Flux: Architecture(STREAMS, rescaled=True),
     Chroma: Architecture(STREAMS),
     QwenImageTransformer2DModel: Architecture(
-        (("transformer_blocks", "double"),), lambda network: network.inner_dim, lambda grid, before: (0, -(grid[0] // 2), -(grid[1] // 2))),
+        (("transformer_blocks", "double"),), lambda network: network.inner_dim,
+        lambda grid, before: (0, -(grid[0] // 2), -(grid[1] // 2))),
     SingleStreamDiT: Architecture(
-        (("blocks", "single"),), lambda network: network.blocks[0].attn.kvheads * network.blocks[0].attn.headdim, patch="patch"),
+        (("blocks", "single"),), lambda network: grouped_width(network.blocks[0].attn, "kvheads", "headdim"),
+        patch="patch"),
     OpenAISignatureMMDITWrapper: Architecture(
         (("joint_blocks", "double"),), origin=None, second=lambda block: block.x_block.x_block_self_attn),
 }
@@ -67,7 +73,7 @@ def architecture(network) -> Architecture | None:
 
 
 def joint_layers(network) -> dict[LayerId, tuple[str, int]]:
-    """The attention layers of a known network in forward order, numbered through, with the host's name and number of their block."""
+    """The attention layers of a known network in forward order, with the host's name and number of their block."""
     known, found = ARCHITECTURES[type(network)], {}
     places = [(kind, index, block) for name, kind in known.blocks for index, block in enumerate(getattr(network, name))]
     for number, (kind, index, block) in enumerate(places):
@@ -79,7 +85,7 @@ def joint_layers(network) -> dict[LayerId, tuple[str, int]]:
 
 @dataclass(frozen=True, eq=False)
 class JointSite:
-    """One attention call: its layer, the picture's tokens `start` to `end` on their grid, and the options that the layer sees."""
+    """One attention call: its layer, the picture's tokens `start` to `end` on their grid, the options it is given."""
 
     network: torch.nn.Module
     layer: LayerId
@@ -104,34 +110,46 @@ class JointSite:
         return torch.cat([tokens.narrow(axis, 0, self.start), tokens.narrow(axis, self.end, length - self.end)], axis)
 
     def stored(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """What a bank keeps of the picture's keys and values, [rows, tokens, channels of both]: without place, heads once."""
+        """What a bank keeps of the picture's keys, without place, and values: [rows, tokens, channels of both]."""
         width = ARCHITECTURES[type(self.network)].width(self.network)
         size = k.shape[-1] // self.heads
         k, v = (self.picture(x).unflatten(-1, (width // size, -1, size))[..., 0, :].flatten(2) for x in (k, v))
-        return torch.cat([self.turned(k, -self.places(None, self.grid, k.device), size), v], -1)
+        positions = self.positions(None, self.grid, k.device)
+        return torch.cat([self.turned(k, None if positions is None else -positions, size), v], -1)
 
-    def projected(self, features: torch.Tensor, places: torch.Tensor | None, grid: tuple[int, int], like: torch.Tensor):
-        """Keys and values of stored features in `like`'s precision, where the picture's own would stand: [images, tokens, channels]."""
+    def projected(self, features: torch.Tensor, places: torch.Tensor | None, grid: tuple[int, int],
+                  like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of stored features, [images, tokens, channels] each, in `like`'s precision and heads.
+
+        They stand where tokens of a picture of their grid would in this call, at `places` (see `positions`).
+        """
         size = like.shape[-1] // self.heads
         k, v = features.to(like.device, like.dtype).chunk(2, -1)
-        k = self.turned(k, self.places(places, grid, like.device), size)
+        k = self.turned(k, self.positions(places, grid, like.device), size)
         repeats = like.shape[-1] // k.shape[-1]
         return tuple(x.unflatten(-1, (-1, size)).repeat_interleave(repeats, 2).flatten(2) for x in (k, v))
 
     def origin(self, grid: tuple[int, int]) -> tuple | None:
-        """Where a picture of that grid begins under RoPE in this call, and the step to the next token: (time, row, column, down, right)."""
+        """Where a picture of that grid begins under RoPE, and how far the next tokens are.
+
+        (time, row, column, step down, step right); None without RoPE
+        """
         known = ARCHITECTURES[type(self.network)]
         if known.origin is None:
             return None
         scale = self.extra.get("rope_options") or {} if known.rescaled else {}
-        shifts = (scale.get(f"shift_{axis}", 0.0) for axis in "tyx")
-        return (*(at + shift for at, shift in zip(known.origin(grid, self.start), shifts)), scale.get("scale_y", 1.0), scale.get("scale_x", 1.0))
+        begin = known.origin(grid, self.start)
+        shifted = (at + scale.get(f"shift_{axis}", 0.0) for at, axis in zip(begin, "tyx"))
+        return (*shifted, scale.get("scale_y", 1.0), scale.get("scale_x", 1.0))
 
-    def places(self, places: torch.Tensor | None, grid: tuple[int, int], device) -> torch.Tensor | None:
-        """Positions under RoPE, [images or 1, tokens, axes], of tokens at `places` [images, tokens, (row, column)]; None: of a whole grid."""
+    def positions(self, places: torch.Tensor | None, grid: tuple[int, int], device) -> torch.Tensor | None:
+        """Where tokens stand under RoPE, [images or 1, tokens, axes]; None without RoPE.
+
+        places: [images, tokens, (row, column)] on their grid; None for all of the grid in order
+        """
         origin = self.origin(grid)
         if origin is None:
-            return torch.zeros(())
+            return None
         if places is None:
             places = grid_places(grid)[None]
         time, row, column, down, right = origin
@@ -145,11 +163,12 @@ class JointSite:
     def embedder(self) -> torch.nn.Module:
         return getattr(self.network, ARCHITECTURES[type(self.network)].embedder)
 
-    def turned(self, keys: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
+    def turned(self, keys: torch.Tensor, positions: torch.Tensor | None, size: int) -> torch.Tensor:
         """Keys [images, tokens, channels] moved under RoPE; by a negative position back to none."""
-        if not positions.ndim:
+        if positions is None:
             return keys
-        return apply_rope1(keys.unflatten(-1, (-1, size)).transpose(1, 2), self.embedder(positions)).transpose(1, 2).flatten(2)
+        heads = keys.unflatten(-1, (-1, size)).transpose(1, 2)
+        return apply_rope1(heads, self.embedder(positions)).transpose(1, 2).flatten(2)
 
 
 def grid_places(grid: tuple[int, int]) -> torch.Tensor:
@@ -158,10 +177,11 @@ def grid_places(grid: tuple[int, int]) -> torch.Tensor:
 
 
 class JointAttention:
-    """The attention of one model call. `act(site, attention, q, k, v, mask)` answers for the picture's queries, or None to let it be.
+    """The attention of one model call. `act(site, attention, q, k, v, mask)` answers for the picture's queries.
 
-    act's q are the picture's [rows, queries, heads * size], k and v everybody's [rows, tokens, heads * size], mask what the model
-    adds to the logits of those queries, [rows or 1, queries or 1, tokens]; `attention(q, k, v, **options)` is the host's.
+    act's q are the picture's [rows, queries, heads * size], k and v everybody's [rows, tokens, heads * size], mask what
+    the model adds to the logits of those queries, [rows or 1, queries or 1, tokens]; `attention(q, k, v, **options)` is
+    the host's. It returns [rows, queries, heads * size], or None to let the call be.
     """
 
     def __init__(self, call: Call, options: dict, act: Callable):
@@ -175,13 +195,20 @@ class JointAttention:
             self.network, "layers", lambda: joint_layers(self.network)).items()}
         self.done: set[LayerId] = set()
 
-    def site(self, length: int, heads: int, extra: dict) -> JointSite | None:
-        """The layer that attends over `length` tokens; None for what is none of ours: text refiners, blocks of a control network."""
-        end = length - self.padding - sum(extra.get("reference_image_num_tokens", ()))
+    def site(self, queries: int, tokens: int, heads: int, extra: dict) -> JointSite | None:
+        """The layer where so many queries attend to so many tokens.
+
+        None for what is none of ours: text refiners, and a control network's blocks, which see the options of a layer
+        behind it.
+        """
+        references = sum(extra.get("reference_image_num_tokens", ()))
+        if tokens - queries == references:  # core's Flux KV Cache: those of the first step, behind the keys alone
+            references = 0
+        end = queries - self.padding - references
         start = end - self.tokens
-        layer = self.layers.get((extra.get("block_type"), extra.get("block_index"), SECOND if length == self.tokens else 0))
-        # A control network's blocks see the same options, behind the layer's own.
-        if layer is None or layer in self.done or start < 0:
+        block = extra.get("block_type"), extra.get("block_index")
+        layer = self.layers.get((*block, SECOND if queries == self.tokens else 0))
+        if layer is None or layer in self.done or start < 0 or tokens < queries:
             return None
         self.done.add(layer)
         return JointSite(self.network, layer, heads, start, end, self.grid, extra)
@@ -200,7 +227,8 @@ def overridden(call: Call, options: dict, joint: JointAttention) -> dict:
 
 
 def tell_number(index: int, taken: Callable | None, args: dict, extra: dict) -> dict:
-    args = {**args, "transformer_options": {**args["transformer_options"], "block_type": "double", "block_index": index}}
+    options = {**args["transformer_options"], "block_type": "double", "block_index": index}
+    args = {**args, "transformer_options": options}
     return extra["original_block"](args) if taken is None else taken(args, extra)
 
 
@@ -211,8 +239,8 @@ def attend(func, q, k, v, heads, mask=None, **options):
     joint = extra[KEY].attention
     attention = func if joint.earlier is None else partial(joint.earlier, func)
     axis = 2 if options.get("skip_reshape") else 1
-    length = k.shape[axis]
-    site = joint.site(length, heads, extra) if q.shape[axis] == length and not options.get("skip_output_reshape") else None
+    queries = q.shape[axis]
+    site = None if options.get("skip_output_reshape") else joint.site(queries, k.shape[axis], heads, extra)
     if site is None:
         return attention(q, k, v, heads, mask=mask, **options)
 
@@ -223,22 +251,25 @@ def attend(func, q, k, v, heads, mask=None, **options):
     out = joint.act(site, plainly, site.picture(flat[0]), *flat[1:], rows_of(mask, site))
     if out is None:
         return attention(q, k, v, heads, mask=mask, **options)
-    if site.end - site.start == length:
+    if site.end - site.start == queries:
         return out
-    if mask is not None and mask.ndim > 1 and mask.shape[-2] == length:
+    if mask is not None and mask.ndim > 1 and mask.shape[-2] == queries:
         mask = site.others(mask, mask.ndim - 2)
     rest = attention(site.others(q, axis), k, v, heads, mask=mask, **options)
     return torch.cat([rest[:, :site.start], out, rest[:, site.start:]], 1)
 
 
 def rows_of(mask: torch.Tensor | None, site: JointSite) -> torch.Tensor | None:
-    """What a model's mask, boolean or added to logits, does to the picture's queries: [rows or 1, queries or 1, tokens], added."""
+    """What a model's mask adds to the logits of the picture's queries, [rows or 1, queries or 1, tokens].
+
+    mask: added to logits, or boolean, with or without dimensions for rows and for heads, of which it takes the first
+    """
     if mask is None:
         return None
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.finfo(torch.float32).max)
     if mask.ndim == 4:
-        mask = mask[:, 0]  # one for all heads in every known model
+        mask = mask[:, 0]
     if mask.ndim == 2:
         mask = mask[None]
     return mask if mask.shape[1] == 1 else mask[:, site.start:site.end]

@@ -87,6 +87,21 @@ def test_without_guidance(sd15, literal, trace, tensor):
     assert error_of_law(sd15, literal, trace, tensor, cfg=1.0) < TOLERANCE
 
 
+def test_without_a_source(sd15, literal, trace, tensor):
+    """The picture's own tokens, the inputs of its queries, take the source's place."""
+    target, style = tensor(1, 4, 8, 8, seed=5), tensor(1, 4, 8, 8, seed=4)
+    reference = sd15.features(style)
+    with trace(sd15.model) as seen:
+        sd15.sample(sd15.patch(None, reference, style_enhancement=LAMBDA), target, steps=1)
+
+    def controlled(number, sigma, layer, slot, row):
+        if layer in reference.layers:
+            return [(seen.calls[number]["layers"][layer]["queries"][seen.calls[number]["slots"].index(slot)], 1.0),
+                    (reference.features[slot][layer][0].double(), LAMBDA)]
+
+    assert literal(sd15).worst(seen, controlled) < TOLERANCE
+
+
 def test_prompts_evaluated_in_separate_calls(make_studio, literal, trace, tensor):
     studio = make_studio("sd15")
     studio.positive = [[tensor(1, 100, 64, seed=1), {}]]  # 100 tokens beside 77 cannot share a call
