@@ -9,13 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.math import apply_rope1
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.krea2.model import SingleStreamDiT
-from comfy.ldm.lumina.model import NextDiT
-from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
 from ...attention.blocks import LayerId
 from .calls import KEY, Call
@@ -49,32 +43,38 @@ def grouped_width(attention: torch.nn.Module, heads: str, size: str) -> int:
     return getattr(attention, heads) * getattr(attention, size)
 
 
+SD3 = "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"
 STREAMS = (("double_blocks", "double"), ("single_blocks", "single"))
+# By the name of their class in comfy.ldm: an older host has not all of them.
 ARCHITECTURES = {
-    NextDiT: Architecture(
+    "lumina.model.NextDiT": Architecture(
         (("layers", "double"),), lambda network: grouped_width(network.layers[0].attention, "n_kv_heads", "head_dim"),
         lambda grid, before: (before + 1, 0, 0), embedder="rope_embedder", rescaled=True),
-    Flux: Architecture(STREAMS, rescaled=True),
-    Chroma: Architecture(STREAMS),
-    QwenImageTransformer2DModel: Architecture(
+    "flux.model.Flux": Architecture(STREAMS, rescaled=True),
+    "chroma.model.Chroma": Architecture(STREAMS),
+    "qwen_image.model.QwenImageTransformer2DModel": Architecture(
         (("transformer_blocks", "double"),), lambda network: network.inner_dim,
         lambda grid, before: (0, -(grid[0] // 2), -(grid[1] // 2))),
-    SingleStreamDiT: Architecture(
+    "krea2.model.SingleStreamDiT": Architecture(
         (("blocks", "single"),), lambda network: grouped_width(network.blocks[0].attn, "kvheads", "headdim"),
         patch="patch"),
-    OpenAISignatureMMDITWrapper: Architecture(
+    SD3: Architecture(
         (("joint_blocks", "double"),), origin=None, second=lambda block: block.x_block.x_block_self_attn),
 }
 
 
 def architecture(network) -> Architecture | None:
     """What is known of a network; its subclasses may do otherwise and are not known."""
-    return ARCHITECTURES.get(type(network))
+    return ARCHITECTURES.get(class_name(network))
+
+
+def class_name(network) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}".removeprefix("comfy.ldm.")
 
 
 def joint_layers(network) -> dict[LayerId, tuple[str, int]]:
     """The attention layers of a known network in forward order, with the host's name and number of their block."""
-    known, found = ARCHITECTURES[type(network)], {}
+    known, found = architecture(network), {}
     places = [(kind, index, block) for name, kind in known.blocks for index, block in enumerate(getattr(network, name))]
     for number, (kind, index, block) in enumerate(places):
         found["block", number, 0] = kind, index
@@ -111,7 +111,7 @@ class JointSite:
 
     def stored(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """What a bank keeps of the picture's keys, without place, and values: [rows, tokens, channels of both]."""
-        width = ARCHITECTURES[type(self.network)].width(self.network)
+        width = architecture(self.network).width(self.network)
         size = k.shape[-1] // self.heads
         k, v = (self.picture(x).unflatten(-1, (width // size, -1, size))[..., 0, :].flatten(2) for x in (k, v))
         positions = self.positions(None, self.grid, k.device)
@@ -134,7 +134,7 @@ class JointSite:
 
         (time, row, column, step down, step right); None without RoPE
         """
-        known = ARCHITECTURES[type(self.network)]
+        known = architecture(self.network)
         if known.origin is None:
             return None
         scale = self.extra.get("rope_options") or {} if known.rescaled else {}
@@ -161,7 +161,7 @@ class JointSite:
 
     @property
     def embedder(self) -> torch.nn.Module:
-        return getattr(self.network, ARCHITECTURES[type(self.network)].embedder)
+        return getattr(self.network, architecture(self.network).embedder)
 
     def turned(self, keys: torch.Tensor, positions: torch.Tensor | None, size: int) -> torch.Tensor:
         """Keys [images, tokens, channels] moved under RoPE; by a negative position back to none."""
@@ -186,7 +186,7 @@ class JointAttention:
 
     def __init__(self, call: Call, options: dict, act: Callable):
         self.network, self.act, self.earlier = call.model.diffusion_model, act, options.get(OVERRIDE)
-        known = ARCHITECTURES[type(self.network)]
+        known = architecture(self.network)
         patch = getattr(self.network, known.patch)
         self.grid = tuple(-(-size // patch) for size in call.shape[-2:])
         self.tokens = self.grid[0] * self.grid[1] * (call.shape[2] if len(call.shape) == 5 else 1)
@@ -217,7 +217,7 @@ class JointAttention:
 def overridden(call: Call, options: dict, joint: JointAttention) -> dict:
     """A copy of one call's options with `joint` in it."""
     options = {**options, OVERRIDE: attend, KEY: replace(call, attention=joint)}
-    if isinstance(joint.network, OpenAISignatureMMDITWrapper):  # its blocks are not told their number
+    if class_name(joint.network) == SD3:  # its blocks are not told their number
         replaced = options.get("patches_replace", {})
         taken = replaced.get("dit", {})
         told = {("double_block", index): partial(tell_number, index, taken.get(("double_block", index)))

@@ -911,6 +911,6 @@ def test_a_layer_that_another_pack_leaves_out_is_named():
 
 def test_a_network_of_an_unknown_kind_is_refused_by_name(monkeypatch):
     stage = stage_of("chroma")
-    monkeypatch.delitem(transformers.ARCHITECTURES, type(stage.model.model.diffusion_model))
+    monkeypatch.delitem(transformers.ARCHITECTURES, transformers.class_name(stage.model.model.diffusion_model))
     with pytest.raises(ValueError, match="does not know the network of TinyChroma models"):
         stage.features(stage.latent(3))
