@@ -1,6 +1,6 @@
 """Restyle with a LoRA: a picture in the style that a LoRA has learnt, all over or in regions."""
 from .editor_json import Level
-from .loaders import CHECKPOINT_SD15, HUB, LCM_LORA, demo_model, download, sd15_lcm
+from .loaders import CHECKPOINT_SD15, HUB, LCM_LORA, download, sd15_lcm
 from .parts import cut_to_size
 
 SD21 = download("v2-1_512-ema-pruned.safetensors", "checkpoints",
