@@ -18,6 +18,8 @@ from portrait_atelier.headless.batch.remote import Maker
 from portrait_atelier.headless.batch.rows import Row
 from portrait_atelier.headless.workflow import load
 
+from .conftest import until
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "demo" / "pictures"
 DONE, SOME_FAILED, ENDED = 0, 1, 2
@@ -25,14 +27,14 @@ EXTRACT = "AtelierConsistencyFeatureExtract"
 
 
 def fill(folder):
-    """Three contents and two styles, shipped pictures under awkward names."""
+    """Three contents and two styles, shipped pictures under awkward names, with their times."""
     (folder / "photos").mkdir()
     (folder / "styles").mkdir()
     for name, source in (("Ärger 1.png", "content"), ("b.c.png", "content-2"), ("z.PNG", "content-painted")):
-        shutil.copy(SHIPPED / f"{source}.png", folder / "photos" / name)
+        shutil.copy2(SHIPPED / f"{source}.png", folder / "photos" / name)
     (folder / "photos" / "notes.txt").write_text("no picture")
     for name in ("ink", "neon"):
-        shutil.copy(SHIPPED / f"style-{name}.png", folder / "styles" / f"{name}.png")
+        shutil.copy2(SHIPPED / f"style-{name}.png", folder / "styles" / f"{name}.png")
     return folder
 
 
@@ -171,8 +173,7 @@ def test_rows_of_a_csv_with_settings(batch, client, folders):
 
 def killed_in_the_middle(process, folder, count):
     """kill -9 as soon as `count` results are there; returns their bytes."""
-    while len(list(folder.glob("*.png"))) < count:
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: len(list(folder.glob("*.png"))) >= count)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.png")}
@@ -231,8 +232,7 @@ def test_a_full_disk(batch, folders):
 
 def test_two_calls_at_once(batch, folders):
     first = batch.start()
-    while not (folders / "out" / "report.jsonl").exists():
-        assert first.poll() is None, first.stderr.read()
+    until(first, (folders / "out" / "report.jsonl").exists)
     second = batch()
     assert second.returncode == ENDED and "another batch is writing there" in second.stderr.splitlines()[-1]
     assert first.wait(120) == DONE
@@ -241,8 +241,7 @@ def test_two_calls_at_once(batch, folders):
 
 def test_ctrl_c(batch, folders):
     process = batch.start()
-    while not list((folders / "out").glob("*.png")):
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: list((folders / "out").glob("*.png")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.endswith("atelier.py: interrupted\n")
@@ -294,8 +293,7 @@ def test_a_server_dies_and_the_others_do_its_work(batch, server, second, folders
     threading.Thread(target=web.serve_forever, daemon=True).start()
     urls = [server.client.url, second.url, f"http://127.0.0.1:{web.server_port}", server.client.url]
     process = batch.start(servers=",".join(urls))
-    while not any(entry["worker"] == second.url for entry in reported(folders / "out")):
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: any(entry["worker"] == second.url for entry in reported(folders / "out")))
     second.stop()
     _, err = process.communicate(timeout=200)
     web.shutdown()
