@@ -169,7 +169,7 @@ portrait - SD1.5* or *SDXL*.
 {INSIDE}"""
 
 
-FACE = f"""# Stylize a face in a photo
+FACE = """# Stylize a face in a photo
 
 Finds the face in **Content**, gives it the look of **Style** at the size the model knows, and puts it back. Nothing to \
 download, no GPU.
