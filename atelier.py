@@ -63,9 +63,9 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
 from headless.batch.command import add_arguments as add_batch_arguments, batch  # noqa: E402
 from headless.environment import HOME, environment, install_ray  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
-from headless.progress import Display  # noqa: E402
 from headless.models import report  # noqa: E402
 from headless.own import own_server  # noqa: E402
+from headless.progress import Display  # noqa: E402
 from headless.serve import serve  # noqa: E402
 from headless.server import require_free  # noqa: E402
 from headless.stylize import add_arguments, stylize  # noqa: E402

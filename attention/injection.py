@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .blocks import LayerId, select_layers
-from .blocks import impossible as impossible_layers
+from .blocks import LayerId, impossible as impossible_layers, select_layers
 
 KINDS = ("f", "sa", "ca")
 SOURCE, NEGATIVE, BASE = "source", "negative", "base"

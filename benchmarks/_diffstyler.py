@@ -5,7 +5,6 @@ import gc
 import time
 from operator import truediv
 
-import comfy.samplers
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 

@@ -201,11 +201,9 @@ def memory(tiny: bool, size: int, micro_batch: int) -> dict[str, int]:
             features = torch.zeros(micro_batch, network.channels[-1], size // 16, size // 16)
             noise = [torch.zeros(micro_batch, 1, *shape) for shape in network.noise_sizes(size, size)]
 
-            def keep(tensor):
-                kept[tensor.untyped_storage()._cdata] = (
-                    tensor.untyped_storage().nbytes(),
-                    tensor,
-                )  # the tensor too, or its number is given again
+            def keep(tensor, kept=kept):
+                # The tensor too, or its number is given again.
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -10,8 +10,7 @@ import argparse
 import comfy.model_management
 import torch
 
-from . import _mmfs as work
-from . import _report
+from . import _mmfs as work, _report
 
 FASTER, EQUAL = 1.5, 1e-4  # what the project set out to reach
 BATCH = 8  # of few-shot training

@@ -185,7 +185,7 @@ class Client:
             except TimeoutError:
                 # A node may be silent for minutes; a run that the server no longer knows is lost.
                 if not self._known(prompt_id):
-                    raise ServerError(f"{self.url} dropped the run: it was cleared from the queue or ComfyUI restarted")
+                    raise ServerError(f"{self.url} dropped the run: it was cleared from the queue or ComfyUI restarted") from None
                 continue
             except OSError as error:
                 raise ServerError(f"lost the connection to {self.url} during the run: {error}") from error

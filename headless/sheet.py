@@ -36,7 +36,7 @@ def draw(cells: list, columns: int, output: str) -> None:
     except (TypeError, OSError):  # an older Pillow, or one without FreeType
         font = ImageFont.load_default()
     pictures = []
-    for label, path in cells:
+    for _, path in cells:
         picture = Image.new("RGB", (1, 1), "white")
         if path:
             with Image.open(path) as file:

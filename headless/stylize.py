@@ -10,7 +10,6 @@ from .client import Client, Progress, title
 from .errors import AtelierError, ServerError
 from .pictures import picture
 from .progress import Display
-from .server import LocalServer
 
 DEMO = "AtelierDemoModelLoader"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from . import models, pictures, workflow as workflows
 from .client import Client
 from .errors import AtelierError, ServerError
-from .progress import Display
 from .pictures import picture
+from .progress import Display
 from .stylize import DEMO, check_file, line, on_server, result_path, save
 
 NODE, SAVE = "AtelierStyleLoRATrain", "SaveLoRA"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import comfy.utils
 import torch
 
-from ..identity import alignment
-from ..identity import analysis as maths
+from ..identity import alignment, analysis as maths
 from ..identity.alignment import FaceTransform, FaceTransforms
 from ..segmentation.masks import checked
 from .faces import missing_insightface
@@ -29,7 +28,8 @@ def align(
     images, height, width = colours(images, ALIGN), *images.shape[1:3]
     progress = comfy.utils.ProgressBar(2 * len(images))
     points = told(faces, images, progress) if isinstance(faces, dict) else found(faces, images, progress)
-    film = alignment.numbered([usable(frame, number, max(height, width)) for number, frame in enumerate(points)], smoothing)
+    frames = [usable(frame, number, max(height, width)) for number, frame in enumerate(points)]
+    film = alignment.numbered(frames, smoothing)
     transforms, crops, masks = [], [], []
     for frame, (image, there) in enumerate(zip(images, film)):
         for number in sorted(there) if face == ALL else [face] if face in there else []:

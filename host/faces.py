@@ -15,6 +15,7 @@ import torch
 
 from ..identity import analysis as maths
 from ..identity.faces import FaceIdentity, mean_identity
+from .kit.managed import Managed
 from .log import log
 from .onnx_limits import check_declared, session_options
 
@@ -137,7 +138,22 @@ def execution_providers(choice: str, available: list[str]) -> list[str]:
 
 # --- analysis
 
-def load_analysis(pack: str, provider: str = "auto"):
+class Analysis:
+    """FACE_ANALYSIS: insightface's FaceAnalysis, open as long as ComfyUI has memory for it."""
+
+    def __init__(self, managed: Managed):
+        self._managed = managed
+
+    def get(self, bgr: np.ndarray) -> list:
+        return self._managed.use(lambda loaded: loaded.get(bgr))
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):  # of nobody else; a copy that is being made has not even its own
+            raise AttributeError(name)
+        return getattr(self._managed.opened(), name)
+
+
+def load_analysis(pack: str, provider: str = "auto") -> Analysis:
     """insightface's FaceAnalysis with the detector and the recogniser of a pack. Raises ValueError that says what is missing."""
     path = pack_path(pack)
     files = {file.name: file.stat().st_size for file in sorted(path.glob("*.onnx"))}
@@ -149,21 +165,29 @@ def load_analysis(pack: str, provider: str = "auto"):
     runtime = import_runtime()
     face_analysis = import_insightface()
     providers = execution_providers(provider, runtime.get_available_providers())
-    try:
-        loaded = face_analysis(name=str(path), allowed_modules=["detection", "recognition"], providers=providers,
-                               sess_options=session_options())
-    except AssertionError as error:
-        raise ValueError(incomplete) from error
-    except Exception as error:  # onnxruntime's own errors share no base class
-        raise ValueError(f"{LOADER}: the face pack in {path} could not be loaded: {str(error).splitlines()[0]} Found: {listing}. Unpack the zip "
-                         "file again.") from error
-    if "recognition" not in loaded.models:
-        raise ValueError(incomplete)
-    for model in loaded.models.values():
-        check_declared(model.session, f"{LOADER}: '{Path(model.model_file).name}' in {path}")
-    # Without det_size insightface 2 looks at two sizes and finds other boxes than the adapters' authors did.
-    loaded.prepare(ctx_id=-1 if providers == [PROVIDERS["CPU"]] else 0, det_size=(maths.SIZES[0], maths.SIZES[0]))
-    return loaded
+    on_cpu = providers == [PROVIDERS["CPU"]]
+
+    def make():
+        try:
+            loaded = face_analysis(name=str(path), allowed_modules=["detection", "recognition"], providers=providers,
+                                   sess_options=session_options())
+        except AssertionError as error:
+            raise ValueError(incomplete) from error
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise ValueError(f"{LOADER}: the face pack in {path} could not be loaded: {str(error).splitlines()[0]} Found: {listing}. "
+                             "Unpack the zip file again.") from error
+        if "recognition" not in loaded.models:
+            raise ValueError(incomplete)
+        for model in loaded.models.values():
+            check_declared(model.session, f"{LOADER}: '{Path(model.model_file).name}' in {path}")
+        # Without det_size insightface 2 looks at two sizes and finds other boxes than the adapters' authors did.
+        loaded.prepare(ctx_id=-1 if on_cpu else 0, det_size=(maths.SIZES[0], maths.SIZES[0]))
+        return loaded
+
+    device = torch.device("cpu") if on_cpu else comfy.model_management.get_torch_device()
+    managed = Managed("face analysis", make, sum(files.values()), device)
+    managed.use(lambda loaded: loaded)
+    return Analysis(managed)
 
 
 # --- CLIP

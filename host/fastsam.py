@@ -2,8 +2,8 @@
 
 import os
 import sys
+import weakref
 from dataclasses import dataclass
-from functools import lru_cache
 
 import comfy.model_management
 import comfy.utils
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..segmentation import contract, masks, preprocess
+from .kit.managed import Managed
 from .log import log
 from .onnx_limits import session_options
 
@@ -31,10 +32,10 @@ folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir,
 
 @dataclass(frozen=True, eq=False)
 class FastSAM:
-    """An opened network. size: (height, width) of a model exported for one input size, else None."""
+    """A network, of which `session` holds the InferenceSession. size: (height, width) of a model exported for one input size, else None."""
 
     name: str
-    session: object
+    session: Managed
     input: str
     precision: type
     size: tuple[int, int] | None
@@ -59,12 +60,16 @@ def model_path(name: str) -> str:
 
 
 def load(name: str, provider: str) -> FastSAM:
-    """Opens a file of the fastsam folders; the same file, unchanged, is opened once. provider: auto (CUDA, else CPU) or cpu.
+    """Opens a file of the fastsam folders; one that is in use and unchanged is the same again. provider: auto (CUDA, else CPU) or cpu.
 
     Raises ValueError for a missing onnxruntime and for files that are not FastSAM.
     """
     path = model_path(name)
-    return _open(name, path, os.stat(path).st_mtime_ns, provider)
+    key = path, os.stat(path).st_mtime_ns, provider
+    if key not in _in_use:
+        _in_use[key] = model = _open(name, path, provider)
+        return model
+    return _in_use[key]
 
 
 def runtime():
@@ -78,9 +83,16 @@ def runtime():
     return onnxruntime
 
 
-@lru_cache(maxsize=4)
-def _open(name: str, path: str, changed: int, provider: str) -> FastSAM:
-    session = _session(runtime(), path, provider)
+_in_use = weakref.WeakValueDictionary()
+
+
+def _open(name: str, path: str, provider: str) -> FastSAM:
+    onnxruntime = runtime()
+    device = torch.device("cpu")
+    if provider == "auto" and CUDA in onnxruntime.get_available_providers():
+        device = comfy.model_management.get_torch_device()
+    managed = Managed("FastSAM", lambda: _session(onnxruntime, path, provider), os.path.getsize(path), device)
+    session = managed.use(lambda session: session)
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in PRECISION:
         shown = ", ".join(f"'{entry.name}' {entry.type} {entry.shape}" for entry in inputs)
@@ -90,7 +102,7 @@ def _open(name: str, path: str, changed: int, provider: str) -> FastSAM:
         contract.check_outputs(((entry.name, entry.shape) for entry in session.get_outputs()), size or (contract.LARGEST, contract.LARGEST))
     except ValueError as error:
         raise ValueError(f"'{name}': {error}") from None
-    return FastSAM(name, session, inputs[0].name, PRECISION[inputs[0].type], size)
+    return FastSAM(name, managed, inputs[0].name, PRECISION[inputs[0].type], size)
 
 
 def _session(onnxruntime, path: str, provider: str):
@@ -133,9 +145,12 @@ def segment(model: FastSAM, images: torch.Tensor, size: int, conf: float, iou: f
 
 
 def _run(model: FastSAM, pixels: torch.Tensor) -> tuple[list[str], list[np.ndarray]]:
-    names = [entry.name for entry in model.session.get_outputs()]
+    def outputs(session) -> tuple[list[str], list[np.ndarray]]:
+        names = [entry.name for entry in session.get_outputs()]
+        return names, session.run(names, {model.input: pixels.numpy().astype(model.precision)})
+
     try:
-        return names, model.session.run(names, {model.input: pixels.numpy().astype(model.precision)})
+        return model.session.use(outputs)
     except Exception as error:
         raise ValueError(f"FastSAM model '{model.name}' failed on an input of {pixels.shape[3]} x {pixels.shape[2]}: {_first_line(error)}. Choose "
                          "another size, or provider cpu.") from None

@@ -123,7 +123,7 @@ def seed_style(model: Network, seed: int, mix_seed: int, mix_at: int) -> Style:
 
 
 def prompt_feature(guidance, image: torch.Tensor | None, text: str, node: str) -> torch.Tensor:
-    """CLIP's feature [pictures, D] of the pictures, or [1, D] of the text. Raises ValueError for both, and for neither."""
+    """CLIP's feature [pictures, D] of the pictures, or [1, D] of the text. Raises ValueError for both and for neither."""
     text = text.strip()
     if (image is not None) == bool(text):
         raise ValueError(
@@ -235,7 +235,7 @@ def stylize(
     seed: int,
     node: str,
 ) -> torch.Tensor:
-    """IMAGE of faces in a style -> IMAGE. noise: of `NOISES`; fixed is the same for all pictures, as a video wants it."""
+    """IMAGE of faces in a style -> IMAGE. noise: of `NOISES`; fixed is one for all pictures, as a video wants it."""
     pictures = colours(image, node)
     good = sound(pictures, node)
     vectors = blended(model, style, other, blend, node)

@@ -1,4 +1,4 @@
-"""One noise for every picture of a batch: what a sampler adds in each step, which ComfyUI draws for the whole batch at once."""
+"""One noise for every picture of a batch: what a sampler adds in each step. ComfyUI draws it for the batch at once."""
 
 import inspect
 
@@ -9,8 +9,8 @@ KEY = "portrait_atelier.same_noise"
 NODE = "Same Noise"
 # Samplers of ComfyUI that draw their noise with default_noise_sampler; others have noise of their own, or none.
 ANCESTRAL = {"sample_" + name for name in (
-    "lcm", "ddpm", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "euler_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp",
-    "res_multistep_ancestral", "res_multistep_ancestral_cfg_pp")}
+    "lcm", "ddpm", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "euler_ancestral_cfg_pp",
+    "dpmpp_2s_ancestral_cfg_pp", "res_multistep_ancestral", "res_multistep_ancestral_cfg_pp")}
 
 
 def same_noise(model):
@@ -27,8 +27,9 @@ def share(executor, model, sigmas, extra_args, callback, noise, *args, **kwargs)
     if noise.shape[0] == 1 or not takes_noise(function):
         return executor(model, sigmas, extra_args, callback, noise, *args, **kwargs)
     if function.__name__ not in ANCESTRAL or "noise_sampler" in options:
-        raise ValueError(f"{NODE} does not know the noise of the sampler '{function.__name__.removeprefix('sample_')}'. Take lcm or an ancestral "
-                         "one, one without noise such as euler, or sample one picture at a time.")
+        name = function.__name__.removeprefix("sample_")
+        raise ValueError(f"{NODE} does not know the noise of the sampler '{name}'. Take lcm or an ancestral one, one without "
+                         "noise such as euler, or sample one picture at a time.")
     draw = comfy.k_diffusion.sampling.default_noise_sampler(noise[:1], seed=extra_args.get("seed"))
     # The sampler may be an input of other nodes too: it gets its options back.
     sampler.extra_options = {**options, "noise_sampler": lambda *between: draw(*between).expand_as(noise)}

@@ -1,8 +1,6 @@
 from comfy_api.latest import io
 
-from ..host.decoupled_guidance import NODE as NAME
-from ..host.decoupled_guidance import DecoupledCFG as Guidance
-from ..host.decoupled_guidance import patched
+from ..host.decoupled_guidance import NODE as NAME, DecoupledCFG as Guidance, patched
 from .checks import in_range, step_values, verdict
 from .types import FASTFACE
 

@@ -17,16 +17,18 @@ class LoadFeatures(io.ComfyNode):
             node_id="AtelierLoadFeatures",
             display_name=feature_files.LOAD,
             category=CATEGORY,
-            description="Takes features from a file that Save Features wrote, in place of a style picture and its extraction. Refuses "
-                        "those of another model.",
+            description="Takes features from a file that Save Features wrote, in place of a style picture and its "
+                        "extraction. Refuses those of another model.",
             search_aliases=["zepo", "style library", "import features", "safetensors"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will sample, after its LoRAs: the one that the features came from."),
+                io.Model.Input("model", tooltip="The model that will sample, after its LoRAs: the one that the features came "
+                                                "from."),
                 io.Combo.Input("file", options=feature_files.names() or [NOTHING],
                                tooltip="A file in output/features, where Save Features puts it, or in models/features."),
             ],
             outputs=[ConsistencyFeaturesType.Output("consistency_features", display_name="features",
-                                                    tooltip="The features, merged where they were saved after Token Merge, for SEAC Patch.")],
+                                                    tooltip="The features, merged where they were saved after Token Merge, "
+                                                            "for SEAC Patch.")],
         )
 
     @classmethod

@@ -15,20 +15,12 @@ class MMFSLoader(io.ComfyNode):
             "paints it in a random style, in that of a picture, or in that of a text.",
             search_aliases=["mmfs", "stylegan", "face stylization", "checkpoint"],
             inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=mmfs.files(mmfs.FOLDER) or ["(put an MMFS file into models/mmfs)"],
-                    tooltip="A file in models/mmfs, as published (.pth) or saved by Save MMFS. Files of phase 2 know "
-                    "random styles; those of phases 3 and 4 also pictures and texts.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(mmfs.PRECISIONS),
-                    default="float32",
-                    advanced=True,
-                    tooltip="float32 is safe. bfloat16 and float16 take half the memory; float16 may overflow with "
-                    "trained weights.",
-                ),
+                io.Combo.Input("file", options=mmfs.files(mmfs.FOLDER) or ["(put an MMFS file into models/mmfs)"],
+                               tooltip="A file in models/mmfs, as published (.pth) or saved by Save MMFS. Files of "
+                                       "phase 2 know random styles; those of phases 3 and 4 also pictures and texts."),
+                io.Combo.Input("precision", options=list(mmfs.PRECISIONS), default="float32", advanced=True,
+                               tooltip="float32 is safe. bfloat16 and float16 take half the memory; float16 may "
+                                       "overflow with trained weights."),
             ],
             outputs=[
                 MMFSModelType.Output("model", display_name="model", tooltip="The stylizer, for the MMFS nodes."),

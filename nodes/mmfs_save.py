@@ -20,18 +20,12 @@ class MMFSSave(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 MMFSModelType.Input("model", tooltip="From MMFS Few-shot or Load MMFS."),
-                io.String.Input(
-                    "name",
-                    default="mmfs/my_style",
-                    tooltip="A folder and a name below the output folder; a number is added, no file is overwritten.",
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=["float32", "float16"],
-                    default="float32",
-                    tooltip="float32: 125 MB for the published network. float16: half of it, with a rounding that is "
-                    "hard to see.",
-                ),
+                io.String.Input("name", default="mmfs/my_style",
+                                tooltip="A folder and a name below the output folder; a number is added, no file is "
+                                        "overwritten."),
+                io.Combo.Input("dtype", options=["float32", "float16"], default="float32",
+                               tooltip="float32: 125 MB for the published network. float16: half of it, with a "
+                                       "rounding that is hard to see."),
             ],
             outputs=[],
         )

@@ -18,23 +18,14 @@ class MMFSStylePrompt(io.ComfyNode):
             search_aliases=["mmfs", "style from text", "style from picture", "one-shot", "zero-shot", "clip"],
             inputs=[
                 MMFSModelType.Input("model", tooltip="From Load MMFS or MMFS Few-shot, of a phase 3 or 4 file."),
-                GuidanceType.Input(
-                    "guidance",
-                    tooltip="From CLIP Similarity Loader: clip-vit-base-patch32 for the published files.",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="A stylized face, cut out like the photos. A batch gives a style for each picture. Leave "
-                    "text empty then.",
-                ),
-                io.String.Input(
-                    "text",
-                    default="",
-                    multiline=True,
-                    tooltip="Words for a style, such as 'watercolor painting', in place of a picture. CLIP reads 77 "
-                            "tokens.",
-                ),
+                GuidanceType.Input("guidance", tooltip="From CLIP Similarity Loader: clip-vit-base-patch32 for the "
+                                                       "published files."),
+                io.Image.Input("image", optional=True,
+                               tooltip="A stylized face, cut out like the photos. A batch gives a style for each "
+                                       "picture. Leave text empty then."),
+                io.String.Input("text", default="", multiline=True,
+                                tooltip="Words for a style, such as 'watercolor painting', in place of a picture. CLIP "
+                                        "reads 77 tokens."),
             ],
             outputs=[MMFSStyleType.Output("style", display_name="style", tooltip="The style, for MMFS Stylize.")],
         )

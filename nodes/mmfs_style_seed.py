@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..host import mmfs
 from .checks import in_range
-from .types import MAX_SEED, MMFS, MMFSModelType, MMFSStyleType
+from .types import MMFS, MMFSModelType, MMFSStyleType, seed_input
 
 
 class MMFSStyleSeed(io.ComfyNode):
@@ -17,30 +17,12 @@ class MMFSStyleSeed(io.ComfyNode):
             search_aliases=["mmfs", "random style", "style mixing", "stylegan"],
             inputs=[
                 MMFSModelType.Input("model", tooltip="From Load MMFS or MMFS Few-shot."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=False,
-                    tooltip="Another number, another style.",
-                ),
-                io.Int.Input(
-                    "mix_seed",
-                    default=1,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=False,
-                    tooltip="A second style, for the finer layers; see mix_at.",
-                ),
-                io.Int.Input(
-                    "mix_at",
-                    default=10,
-                    min=1,
-                    max=10,
-                    tooltip="How many of the ten layers, coarse ones first, keep the style of seed; the others take "
-                    "that of mix_seed. 8 or 9 mixes in only its fine colours; 10 mixes nothing.",
-                ),
+                seed_input("seed", "Another number, another style."),
+                seed_input("mix_seed", "A second style, for the finer layers; see mix_at.", default=1),
+                io.Int.Input("mix_at", default=10, min=1, max=10,
+                             tooltip="How many of the ten layers, coarse ones first, keep the style of seed; the "
+                                     "others take that of mix_seed. 8 or 9 mixes in only its fine colours; 10 mixes "
+                                     "nothing."),
             ],
             outputs=[MMFSStyleType.Output("style", display_name="style", tooltip="The style, for MMFS Stylize.")],
         )

@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..host import mmfs
 from .checks import in_range
-from .types import MAX_SEED, MMFS, MMFSModelType, MMFSStyleType
+from .types import MMFS, MMFSModelType, MMFSStyleType, seed_input
 
 NAME = "MMFS Stylize"
 
@@ -19,37 +19,18 @@ class MMFSStylize(io.ComfyNode):
             search_aliases=["mmfs", "face stylization", "cartoon", "avatar", "stylegan"],
             inputs=[
                 MMFSModelType.Input("model", tooltip="From Load MMFS or MMFS Few-shot."),
-                io.Image.Input(
-                    "image",
-                    tooltip="Faces, cut out and upright, of the size that the model was trained with (512 x 512 for "
-                    "the published files). A batch or a video's frames are fine.",
-                ),
+                io.Image.Input("image",
+                               tooltip="Faces, cut out and upright, of the size that the model was trained with (512 x "
+                                       "512 for the published files). A batch or a video's frames are fine."),
                 MMFSStyleType.Input("style", tooltip="From MMFS Style (Seed) or MMFS Style (Prompt)."),
                 MMFSStyleType.Input("style_b", optional=True, tooltip="A second style, to move towards."),
-                io.Float.Input(
-                    "blend",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How far the style moves from style to style_b: 0 is style, 1 is style_b. How much of the "
-                    "photo stays is Paste Face's business.",
-                ),
-                io.Combo.Input(
-                    "noise",
-                    options=mmfs.NOISES,
-                    default="fixed",
-                    tooltip="The fine grain. fixed: the same in every picture, so that a video does not flicker. per "
-                    "image: another one in each. off: none, smoother.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=False,
-                    tooltip="Seed of the grain.",
-                ),
+                io.Float.Input("blend", default=0.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="How far the style moves from style to style_b: 0 is style, 1 is style_b. How "
+                                       "much of the photo stays is Paste Face's business."),
+                io.Combo.Input("noise", options=mmfs.NOISES, default="fixed",
+                               tooltip="The fine grain. fixed: the same in every picture, so that a video does not "
+                                       "flicker. per image: another one in each. off: none, smoother."),
+                seed_input("seed", "Seed of the grain."),
             ],
             outputs=[io.Image.Output("IMAGE", display_name="image", tooltip="The painted faces, as many as came in.")],
         )

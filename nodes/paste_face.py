@@ -19,46 +19,23 @@ class PasteFace(io.ComfyNode):
             search_aliases=["uncrop face", "face detailer", "stitch face", "paste back"],
             inputs=[
                 io.Image.Input("image", tooltip="The photos that Align Face got."),
-                io.Image.Input(
-                    "crop",
-                    tooltip=(
-                        "The crops of Align Face after whatever you did to them, in the same order. They may be larger"
-                        " or smaller, but must be square."
-                    ),
-                ),
+                io.Image.Input("crop",
+                               tooltip="The crops of Align Face after whatever you did to them, in the same order. "
+                                       "They may be larger or smaller, but must be square."),
                 FaceTransformType.Input("transform", tooltip="From Align Face."),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip=(
-                        "Where a crop counts, laid over the crop: one for all, or one for each. White replaces the"
-                        " photo."
-                    ),
-                ),
-                io.Float.Input(
-                    "feather",
-                    default=0.08,
-                    min=0.0,
-                    max=0.5,
-                    step=0.01,
-                    tooltip="Width of the soft border inside the crop, as a share of its side. 0 is a hard edge.",
-                ),
-                io.Float.Input(
-                    "opacity",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much of the crop is seen. 0 leaves the photo as it is.",
-                ),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="Where a crop counts, laid over the crop: one for all, or one for each. White "
+                                      "replaces the photo."),
+                io.Float.Input("feather", default=0.08, min=0.0, max=0.5, step=0.01,
+                               tooltip="Width of the soft border inside the crop, as a share of its side. 0 is a hard "
+                                       "edge."),
+                io.Float.Input("opacity", default=1.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="How much of the crop is seen. 0 leaves the photo as it is."),
             ],
             outputs=[
                 io.Image.Output("image_out", display_name="image", tooltip="The photos with the faces put back."),
-                io.Mask.Output(
-                    "replaced",
-                    display_name="replaced",
-                    tooltip="How much of each pixel was replaced: 0 outside the faces, 1 in them.",
-                ),
+                io.Mask.Output("replaced", display_name="replaced",
+                               tooltip="How much of each pixel was replaced: 0 outside the faces, 1 in them."),
             ],
         )
 

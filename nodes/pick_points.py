@@ -43,7 +43,7 @@ class PickPoints(io.ComfyNode):
     def execute(cls, image, points="") -> io.NodeOutput:
         height, width = image.shape[1:3]
         chosen = prompts.parse_signed(points)
-        for exclude, x, y in chosen:
+        for _, x, y in chosen:
             prompts.check_inside(x, y, height, width, f"'points' of {NAME}")
         positive, negative = (json.dumps([{"x": x, "y": y} for sign, x, y in chosen if sign == exclude]) for exclude in (False, True))
         # not as "images": the widget shows it, the editor need not show it once more

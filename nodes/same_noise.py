@@ -13,11 +13,12 @@ class SameNoise(io.ComfyNode):
             node_id="AtelierSameNoise",
             display_name=same_noise.NODE,
             category=CATEGORY,
-            description="Gives every picture of a batch the noise that it would get alone. For a batch of different portraits with one "
-                        "seed: each comes out as if sampled by itself.",
+            description="Gives every picture of a batch the noise that it would get alone. For a batch of different "
+                        "portraits with one seed: each comes out as if sampled by itself.",
             search_aliases=["batch noise", "fixed seed", "batch of portraits"],
             inputs=[io.Model.Input("model", tooltip="The model that samples. Put this anywhere before the sampler.")],
-            outputs=[io.Model.Output("patched_model", display_name="model", tooltip="The model with one noise for all pictures of a batch.")],
+            outputs=[io.Model.Output("patched_model", display_name="model",
+                                     tooltip="The model with one noise for all pictures of a batch.")],
         )
 
     @classmethod

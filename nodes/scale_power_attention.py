@@ -1,7 +1,6 @@
 from comfy_api.latest import io
 
-from ..host.attention_maps import SCALE_POWER as NAME
-from ..host.attention_maps import scale_power
+from ..host.attention_maps import SCALE_POWER as NAME, scale_power
 from .checks import in_range, layer_names, step_values, verdict
 from .types import FASTFACE
 

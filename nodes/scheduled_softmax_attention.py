@@ -1,7 +1,6 @@
 from comfy_api.latest import io
 
-from ..host.attention_maps import SCHEDULED_SOFTMAX as NAME
-from ..host.attention_maps import scheduled_softmax
+from ..host.attention_maps import SCHEDULED_SOFTMAX as NAME, scheduled_softmax
 from .checks import in_range, layer_names, step_values, verdict
 from .scale_power_attention import scales
 from .types import FASTFACE

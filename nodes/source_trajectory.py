@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..host import trajectory
 from .checks import in_range
-from .types import DIFFSTYLER, MAX_SEED, TrajectoryType
+from .types import DIFFSTYLER, TrajectoryType, seed_input
 
 NAME = "Source Trajectory"
 
@@ -28,8 +28,7 @@ class SourceTrajectory(io.ComfyNode):
                              tooltip="Sampling steps. The paper takes 50; for shared noise with an LCM or Turbo model take 4."),
                 io.Int.Input("fixed_point", default=0, min=0, max=5,
                              tooltip="Refinements of every ddim step, each one more model call per step. More gives the source back more exactly."),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
-                             tooltip="Seed of the noise in modes forward and shared noise."),
+                seed_input("seed", "Seed of the noise in modes forward and shared noise."),
                 io.Int.Input("memory_mb", default=256, min=1, max=65536, advanced=True,
                              tooltip="Most memory, in MiB of RAM, that the recorded latents may take. 50 steps of 512 x 512 pixels take 3.2; the log says how "
                                      "much was used."),

@@ -3,7 +3,7 @@ from comfy_api.latest import io
 from ..host import training
 from ..host.unfinished import check_prefix
 from .checks import in_range, verdict
-from .types import DIFFSTYLER, MAX_SEED
+from .types import DIFFSTYLER, seed_input
 
 NAME = training.NODE
 MOST_STEPS = 100000
@@ -32,8 +32,8 @@ class StyleLoRATrain(io.ComfyNode):
                                tooltip="AdamW's learning rate, constant. The paper takes 0.0002."),
                 io.Int.Input("resolution", default=512, min=64, max=2048, step=64,
                              tooltip="The picture's short side in training, in pixels: 512 for SD1.5 and SD2.1-base, 1024 for SDXL, 256 for the demo model."),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=False, tooltip="Seed of the first weights, of noise and timesteps. The same seed gives the "
-                                                                                                           "same LoRA."),
+                seed_input("seed",
+                           "Seed of the first weights, of noise and timesteps. The same seed gives the same LoRA."),
                 io.Combo.Input("augment", options=list(training.AUGMENTS), default="none",
                                tooltip="flip: mirrors the picture half of the time. crop: shows windows of three quarters of each side. Both keep the LoRA from "
                                        "learning the composition; the paper uses none."),

@@ -15,18 +15,11 @@ class StyleGANLoader(io.ComfyNode):
             "(g_ema). Nothing is compiled, no code of the file is run.",
             search_aliases=["stylegan2", "jojogan", "stylegan-nada", "g_ema", "checkpoint"],
             inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=mmfs.files(mmfs.GENERATORS) or ["(put a StyleGAN2 file into models/stylegan)"],
-                    tooltip="A file in models/stylegan: .pt, .pth or .safetensors.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(mmfs.PRECISIONS),
-                    default="float32",
-                    advanced=True,
-                    tooltip="float32 is safe; the others take half the memory.",
-                ),
+                io.Combo.Input("file",
+                               options=mmfs.files(mmfs.GENERATORS) or ["(put a StyleGAN2 file into models/stylegan)"],
+                               tooltip="A file in models/stylegan: .pt, .pth or .safetensors."),
+                io.Combo.Input("precision", options=list(mmfs.PRECISIONS), default="float32", advanced=True,
+                               tooltip="float32 is safe; the others take half the memory."),
             ],
             outputs=[
                 StyleGANModelType.Output("model", display_name="model", tooltip="The generator, for StyleGAN Generate.")

@@ -27,3 +27,7 @@ MMFSModelType = io.Custom("MMFS_MODEL")
 MMFSStyleType = io.Custom("MMFS_STYLE")
 StyleGANModelType = io.Custom("STYLEGAN_MODEL")
 MMFS = "Portrait Atelier/MMFS"
+
+
+def seed_input(name: str, tooltip: str, default: int = 0) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=0, max=MAX_SEED, control_after_generate=False, tooltip=tooltip)

@@ -1,5 +1,4 @@
 """A typing error in the editor: it is told at the node and its widget when Run is pressed."""
-import pytest
 
 WRONG = """() => {
     const add = (type, values = {}) => {

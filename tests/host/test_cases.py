@@ -426,7 +426,7 @@ def test_torch_compile(make_studio, content, tensor, monkeypatch):
 def test_fp8_storage(build_model, make_studio, content, tensor, apart, monkeypatch):
     plain = make_studio("sd15")
     stored = make_studio("sd15")
-    for name, module in stored.model.model.diffusion_model.named_modules():
+    for module in stored.model.model.diffusion_model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
             module.comfy_cast_weights = True

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import comfyui_version
 import nodes
-import portrait_atelier
 import pytest
+
+import portrait_atelier
 
 ROOT = Path(portrait_atelier.__file__).parent
 WORDS = r"Portrait Atelier needs ComfyUI 0\.24\.0 or newer, but this is {}: update ComfyUI and its requirements"

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from portrait_atelier.demo import checkpoint, faces
 from portrait_atelier.demo.codec import CHANNELS
 from portrait_atelier.demo.judges import GEOMETRY
-from portrait_atelier.demo.making import denoiser, judges, pictures
-from portrait_atelier.demo.making import faces as making
+from portrait_atelier.demo.making import denoiser, faces as making, judges, pictures
 from portrait_atelier.demo.portraits import draw, sample_identities
 from portrait_atelier.demo.styles import NAMES, TRAINED, paint, render
 from portrait_atelier.host import demo_model

@@ -13,8 +13,7 @@ import torch
 
 from portrait_atelier.attention import injection
 from portrait_atelier.guidance import regions
-from portrait_atelier.host import cross_injection as host
-from portrait_atelier.host import routed
+from portrait_atelier.host import cross_injection as host, routed
 
 pytestmark = pytest.mark.quick
 TOLERANCE = 1e-5

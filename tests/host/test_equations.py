@@ -7,8 +7,7 @@ import torch
 
 from portrait_atelier.attention import seac as maths
 from portrait_atelier.attention.blocks import automatic_layers
-from portrait_atelier.host import extract
-from portrait_atelier.host import seac as host
+from portrait_atelier.host import extract, seac as host
 
 pytestmark = pytest.mark.quick
 TOLERANCE = 1e-5

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
 from portrait_atelier.evaluation import clip_iqa, clip_model, clip_resnet, clip_score, run, weights
 from portrait_atelier.evaluation.errors import EvaluationError, MissingWeights
 

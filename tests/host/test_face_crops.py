@@ -1,7 +1,6 @@
 """Align Face and Paste Face: three sources of landmarks, batches, and what they refuse."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.utils

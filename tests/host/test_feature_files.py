@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 
 import comfy.model_management
 import comfy.sd

@@ -15,8 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch.utils.flop_counter import FlopCounterMode
 
 from portrait_atelier.attention import seac as maths
-from portrait_atelier.host import extract
-from portrait_atelier.host import seac as host
+from portrait_atelier.host import extract, seac as host
 from portrait_atelier.host.kit.calls import note_call
 
 TOLERANCE = 1e-5

@@ -13,8 +13,7 @@ from portrait_atelier.benchmarks.microworld_styles import caption, style_picture
 from portrait_atelier.demo import judges
 from portrait_atelier.demo.measure import Studio, held_out_pairs
 from portrait_atelier.demo.styles import NAMES
-from portrait_atelier.host import cross_injection as host
-from portrait_atelier.host import trajectory
+from portrait_atelier.host import cross_injection as host, trajectory
 
 STEPS, STYLE = 5, "neon"
 

@@ -7,8 +7,9 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-import portrait_atelier
 import pytest
+
+import portrait_atelier
 
 ROOT = Path(portrait_atelier.__file__).parent
 IGNORED = [line for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]

@@ -5,10 +5,11 @@ tests/server/test_refused_when_queued.py asks a server; here are all nodes and i
 import asyncio
 import inspect
 
-import portrait_atelier
 import pytest
 from comfy_api.internal import first_real_override
 from comfy_api.latest import io
+
+import portrait_atelier
 
 NODES = {node.GET_SCHEMA().node_id: node for node in asyncio.run(asyncio.run(portrait_atelier.comfy_entrypoint()).get_node_list())}
 CHECKING = {name: function for name, node in NODES.items() if (function := first_real_override(node, "validate_inputs"))}

@@ -12,11 +12,12 @@ NEAR = 1e-4  # other sizes of matrices round differently
 
 def sampled(studio, model, latents, sampler="lcm", seed=7):
     noise = comfy.sample.prepare_noise(latents, seed, [0] * len(latents))
-    return comfy.sample.sample(model, noise, 3, 2.0, sampler, "simple", studio.positive, studio.negative, latents, denoise=0.8, seed=seed,
-                               disable_pbar=True)
+    return comfy.sample.sample(model, noise, 3, 2.0, sampler, "simple", studio.positive, studio.negative, latents, denoise=0.8,
+                               seed=seed, disable_pbar=True)
 
 
-@pytest.mark.parametrize("sampler", ["lcm", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "ddpm", "euler"])
+@pytest.mark.parametrize(
+    "sampler", ["lcm", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "ddpm", "euler"])
 def test_a_batch_is_as_its_pictures_alone(sd15, tensor, apart, sampler):
     latents = tensor(3, 4, 8, 8, seed=3)
     model = SameNoise.execute(sd15.model)[0]
@@ -43,5 +44,6 @@ def test_unknown_noise_is_refused_and_the_sampler_keeps_its_options(sd15, tensor
         sampled(sd15, model, latents, "dpmpp_sde")
     sampler = comfy.samplers.sampler_object("lcm")
     noise = comfy.sample.prepare_noise(latents, 1)
-    comfy.sample.sample_custom(model, noise, 1.0, sampler, torch.tensor([1.0, 0.5, 0.0]), sd15.positive, sd15.negative, latents, seed=1)
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+    comfy.sample.sample_custom(model, noise, 1.0, sampler, sigmas, sd15.positive, sd15.negative, latents, seed=1)
     assert sampler.extra_options == {}

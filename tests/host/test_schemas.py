@@ -4,8 +4,9 @@ import asyncio
 import json
 from pathlib import Path
 
-import portrait_atelier
 import pytest
+
+import portrait_atelier
 
 pytestmark = pytest.mark.quick
 ROOT = Path(portrait_atelier.__file__).parent

@@ -1,7 +1,6 @@
 """Style LoRA Train: equation (3) against a literal float64 training, law 12, Cancel, what is refused."""
 
 import errno
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -18,8 +17,7 @@ import pytest
 import torch
 from comfy.ldm.modules import attention
 
-from portrait_atelier.host import training as host
-from portrait_atelier.host import unfinished
+from portrait_atelier.host import training as host, unfinished
 from portrait_atelier.host.adapters import low_rank_pairs
 from portrait_atelier.nodes.demo_model_loader import DemoModelLoader
 from portrait_atelier.nodes.style_lora_train import StyleLoRATrain
@@ -131,7 +129,7 @@ def error_of_training(lesson, prediction, apart, monkeypatch):
     _, curve = lesson.train(model, steps=STEPS, seed=SEED, rank=RANK, learning_rate=0.02)
     names, generator, worst = projections(lesson.model.model.diffusion_model), torch.Generator().manual_seed(SEED), 0.0
     with torch.inference_mode(False):
-        for number, (down, up, _, _) in enumerate(recorder.steps[0]):
+        for down, up, _, _ in recorder.steps[0]:
             if len(names) != len(recorder.steps[0]) or not torch.equal(down, torch.randn(down.shape, generator=generator) / RANK) or up.any():
                 return float("inf")
         for step, given in enumerate(recorder.steps):

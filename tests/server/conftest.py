@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -117,6 +118,13 @@ def atelier(tmp_path):
     assert [process.args for process in running] == []
     assert [path for process in processes for path in (ROOT / ".atelier").glob(f"run-{process.pid}-*")] == []
     assert marked(mark) == []
+
+
+def until(process, condition) -> None:
+    """Waits for condition(), which has to hold before the process ends. Looks now and then: servers need the cores."""
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
 
 
 def marked(mark: str) -> list:

@@ -3,10 +3,11 @@ import contextlib
 import http.server
 import io
 import json
-import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from portrait_atelier.headless.batch.remote import Maker
 from portrait_atelier.headless.batch.rows import Row
 from portrait_atelier.headless.workflow import load
 
-from .conftest import serving
+from .conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "demo" / "pictures"
@@ -25,17 +26,30 @@ DONE, SOME_FAILED, ENDED = 0, 1, 2
 EXTRACT = "AtelierConsistencyFeatureExtract"
 
 
+def fill(folder):
+    """Three contents and two styles, shipped pictures under awkward names, with their times."""
+    (folder / "photos").mkdir()
+    (folder / "styles").mkdir()
+    for name, source in (("Ärger 1.png", "content"), ("b.c.png", "content-2"), ("z.PNG", "content-painted")):
+        shutil.copy2(SHIPPED / f"{source}.png", folder / "photos" / name)
+    (folder / "photos" / "notes.txt").write_text("no picture")
+    for name in ("ink", "neon"):
+        shutil.copy2(SHIPPED / f"style-{name}.png", folder / "styles" / f"{name}.png")
+    return folder
+
+
 @pytest.fixture
 def folders(tmp_path):
-    """Three contents and two styles, shipped pictures under awkward names."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "styles").mkdir()
-    for name, source in (("Ärger 1.png", "content"), ("b.c.png", "content-2"), ("z.PNG", "content-painted")):
-        shutil.copy(SHIPPED / f"{source}.png", tmp_path / "photos" / name)
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
-    for name in ("ink", "neon"):
-        shutil.copy(SHIPPED / f"style-{name}.png", tmp_path / "styles" / f"{name}.png")
-    return tmp_path
+    return fill(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """What `batch` makes of these folders in one go."""
+    folder = fill(tmp_path_factory.mktemp("whole"))
+    words = ["--content", "photos", "--style", "styles", "--output", "whole", "--servers", server.client.url, "--steps", "2"]
+    subprocess.run([sys.executable, str(ROOT / "atelier.py"), "batch", *words], cwd=folder, check=True)
+    return folder / "whole"
 
 
 @pytest.fixture
@@ -106,15 +120,13 @@ def test_all_pairs_with_each_picture_read_once(batch, atelier, server, client, f
     assert other.returncode == ENDED and other.stderr.splitlines()[-1].startswith("atelier.py: --output out holds results of another call (settings")
 
 
-def test_several_contents_together(batch, client, folders):
+def test_several_contents_together(batch, client, folders, whole):
     """A batch of three is three batches of one; the styles come from files from the second chunk on."""
-    client.call("/history", {"clear": True})
-    assert batch(output="singles").returncode == DONE
     client.call("/history", {"clear": True})
     together = batch("--batch", 2, output="together")
     assert together.returncode == DONE and "2 contents together" in together.stderr, together.stderr
     assert len(runs(client)) == 4
-    for path in (folders / "singles").glob("*.png"):
+    for path in whole.glob("*.png"):
         assert difference(path, folders / "together" / path.name) <= 1, path.name  # rounding
     assert {entry["together"] for entry in results(folders / "together").values()} == {1, 2}
 
@@ -161,15 +173,13 @@ def test_rows_of_a_csv_with_settings(batch, client, folders):
 
 def killed_in_the_middle(process, folder, count):
     """kill -9 as soon as `count` results are there; returns their bytes."""
-    while len(list(folder.glob("*.png"))) < count:
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: len(list(folder.glob("*.png"))) >= count)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.png")}
 
 
-def test_killed_and_continued(batch, client, folders):
-    assert batch(output="whole").returncode == DONE
+def test_killed_and_continued(batch, folders, whole):
     kept = killed_in_the_middle(batch.start(), folders / "out", 2)
     assert 2 <= len(kept) < 6
     # What kill -9 may leave: half a result, half a line of the report, and a result without its line.
@@ -182,15 +192,15 @@ def test_killed_and_continued(batch, client, folders):
     assert result.returncode == DONE and f"{6 - len(kept)} results made, {len(kept)} were there" in result.stderr, result.stderr
     for name, (data, time) in kept.items():
         assert (folders / "out" / name).read_bytes() == data and (folders / "out" / name).stat().st_mtime_ns == time
-    for path in (folders / "whole").glob("*.png"):
+    for path in whole.glob("*.png"):
         assert (folders / "out" / path.name).read_bytes() == path.read_bytes(), "bit for bit as in one go"
-    assert sorted(path.name for path in (folders / "out").iterdir()) == sorted([*(path.name for path in (folders / "whole").iterdir())])
+    assert sorted(path.name for path in (folders / "out").iterdir()) == sorted(path.name for path in whole.iterdir())
     outputs = [entry["output"] for entry in lines(folders / "out") if "output" in entry]
     assert len(outputs) == len(set(outputs)) == 6, "one line for each"
 
 
-def test_a_changed_photo_is_made_again(batch, folders):
-    assert batch().returncode == DONE
+def test_a_changed_photo_is_made_again(batch, folders, whole):
+    shutil.copytree(whole, folders / "out")
     shutil.copy(SHIPPED / "content.png", folders / "photos" / "z.PNG")
     result = batch()
     assert "2 results made, 4 were there" in result.stderr
@@ -222,8 +232,7 @@ def test_a_full_disk(batch, folders):
 
 def test_two_calls_at_once(batch, folders):
     first = batch.start()
-    while not (folders / "out" / "report.jsonl").exists():
-        assert first.poll() is None, first.stderr.read()
+    until(first, (folders / "out" / "report.jsonl").exists)
     second = batch()
     assert second.returncode == ENDED and "another batch is writing there" in second.stderr.splitlines()[-1]
     assert first.wait(120) == DONE
@@ -232,36 +241,67 @@ def test_two_calls_at_once(batch, folders):
 
 def test_ctrl_c(batch, folders):
     process = batch.start()
-    while not list((folders / "out").glob("*.png")):
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: list((folders / "out").glob("*.png")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.endswith("atelier.py: interrupted\n")
 
 
+class Second:
+    """The server at another address, until stop(): from there on nobody answers."""
+
+    def __init__(self, client):
+        self.there = "127.0.0.1", int(client.url.rpartition(":")[2])
+        self.door, self.ends = socket.create_server(("127.0.0.1", 0)), []
+        self.url = f"http://127.0.0.1:{self.door.getsockname()[1]}"
+        self.spawn(self.listen)
+
+    def spawn(self, function, *arguments):
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    def listen(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self.door.accept()[0], socket.create_connection(self.there)
+                self.ends += [near, far]
+                self.spawn(self.carry, near, far)
+                self.spawn(self.carry, far, near)
+
+    def carry(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def stop(self):
+        for end in (self.door, *self.ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
 @pytest.fixture
-def second(tmp_path_factory):
-    with serving(os.environ["COMFYUI_PATH"], tmp_path_factory.mktemp("second")) as server:
-        yield server
+def second(client):
+    second = Second(client)
+    yield second
+    second.stop()
 
 
-def test_a_server_dies_and_the_others_do_its_work(batch, server, second, folders):
+def test_a_server_dies_and_the_others_do_its_work(batch, server, second, folders, whole):
     """Of four workers: two on one server, one whose server ends in the middle, and one that is no ComfyUI."""
-    assert batch(output="whole").returncode == DONE
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    urls = [server.client.url, second.client.url, f"http://127.0.0.1:{web.server_port}", server.client.url]
+    urls = [server.client.url, second.url, f"http://127.0.0.1:{web.server_port}", server.client.url]
     process = batch.start(servers=",".join(urls))
-    while not any(entry["worker"] == second.client.url for entry in reported(folders / "out")):
-        assert process.poll() is None, process.stderr.read()
+    until(process, lambda: any(entry["worker"] == second.url for entry in reported(folders / "out")))
     second.stop()
     _, err = process.communicate(timeout=200)
     web.shutdown()
     assert process.returncode == DONE and "Traceback" not in err, err
     assert f"Note: {urls[2]} is left out: {urls[2]} answers (HTTP 501), but it is not ComfyUI" in err or "is left out" in err
     entries = [entry for entry in lines(folders / "out") if "output" in entry]
-    assert len(entries) == 6 and {entry["worker"] for entry in entries} == {server.client.url, second.client.url}
-    for path in (folders / "whole").glob("*.png"):
+    assert len(entries) == 6 and {entry["worker"] for entry in entries} == {server.client.url, second.url}
+    for path in whole.glob("*.png"):
         assert (folders / "out" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -283,9 +323,8 @@ def test_a_server_that_answers_rubbish(batch):
     assert f"atelier.py: http://127.0.0.1:{web.server_port} gave an answer that ComfyUI would not give" in result.stderr.splitlines()[-1]
 
 
-def test_a_worker_that_gets_bytes_and_gives_bytes(batch, client, folders):
+def test_a_worker_that_gets_bytes_and_gives_bytes(client, folders, whole):
     """What a worker on another machine does, without what carries its pictures. It forgets a content when the next one comes."""
-    assert batch().returncode == DONE
     about = {"workflow": load("zepo_demo"), "name": "zepo_demo", "settings": [("steps", "2")], "sides": ["Content", "Style"], "uploads": {},
              "returning": None}
     maker = Maker(about, [], None)
@@ -299,7 +338,7 @@ def test_a_worker_that_gets_bytes_and_gives_bytes(batch, client, folders):
             events, extracted = maker.make([row], {key: (folders / "photos" / content).read_bytes(), f"{style}.png": styles[style]})
             assert [event[0] for event in events] == ["save", "write"] and events[1][1]["error"] is None
             made = Image.open(io.BytesIO(events[0][2])).convert("RGB")
-            assert made.tobytes() == pixels(folders / "out" / events[0][1]).tobytes()
+            assert made.tobytes() == pixels(whole / events[0][1]).tobytes()
     assert [path.name for path in Path(maker.folder.name).rglob("*") if path.is_file() and path.parent.name == "first"] == ["z.png"]
     maker.stop()
     assert not Path(maker.folder.name).exists()

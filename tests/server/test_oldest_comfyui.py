@@ -13,6 +13,7 @@ PICTURES = ROOT / "demo" / "pictures"
 # Every technique once, in few steps: titles of nodes, their inputs.
 RUNS = {
     "zepo_demo": {},
+    "zepo_demo_face": {"KSampler": {"steps": 2}},
     "fastface_demo": {},
     "diffstyler_demo_regions": {"Train style 1": {"steps": 2}, "Train style 2": {"steps": 2}, "Source Trajectory": {"steps": 2}},
 }

@@ -17,6 +17,8 @@ from portrait_atelier.headless.serve import RESULTS, first_demo
 from portrait_atelier.headless.server import free_port
 from portrait_atelier.headless.websocket import WebSocket
 
+from .conftest import until
+
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".atelier"
 SMALL = [word for name in ("Content", "Style") for side in ("width", "height") for word in ("--set", f"{name}, cut to size.{side}=64")]
@@ -54,9 +56,8 @@ def test_a_batch_outlives_its_comfyui_and_keeps_no_copies(atelier, tmp_path):
     """ComfyUI is killed in the middle: another takes its place, and everything is there."""
     out = tmp_path / "out"
     process = atelier.start("batch", "--content", ROOT / "demo/pictures/content*.png", "--style", ROOT / "demo/pictures/style-ink.png", "--output", out,
-                            "--steps", 40, "--", "--cpu")
-    while not list(out.glob("*.png")):
-        assert process.poll() is None, process.stderr.read()
+                            "--steps", 20, "--", "--cpu")
+    until(process, lambda: list(out.glob("*.png")))
     folder, = HOME.glob(f"run-{process.pid}-*")
     copies = list((folder / "output").rglob("*.png")) + list((folder / "temp").rglob("*.png"))
     assert len(copies) <= 1, "ComfyUI's own copies go when a result is saved"

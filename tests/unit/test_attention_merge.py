@@ -1,5 +1,4 @@
 import itertools
-
 import weakref
 
 import pytest

@@ -6,7 +6,7 @@ import torch
 from portrait_atelier.demo import checkpoint
 from portrait_atelier.demo.codec import Codec
 from portrait_atelier.demo.judges import Judges
-from portrait_atelier.demo.text import TextEncoder, tokenize, INDEX, LENGTH
+from portrait_atelier.demo.text import INDEX, LENGTH, TextEncoder, tokenize
 
 
 def write(path, drop=""):

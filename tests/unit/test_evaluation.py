@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
 from portrait_atelier.evaluation import aesthetic, faces, gram, lpips, manifest, pictures, run, tables, weights
 from portrait_atelier.evaluation.errors import EvaluationError, MissingWeights, Undefined
 

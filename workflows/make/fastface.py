@@ -2,6 +2,7 @@
 
 from .editor_json import Level
 from .loaders import CHECKPOINT_SD15, CHECKPOINT_SDXL, FACES, HUB, LCM_LORA, demo_model, sd15_faces, sdxl_faces
+from .parts import by_name, cut_to_size, lcm_sampler, prompts
 
 
 def identity(s: Level, end: float = 1.0, align: int | None = None) -> tuple:
@@ -18,47 +19,17 @@ def identity(s: Level, end: float = 1.0, align: int | None = None) -> tuple:
 def portrait_of_a_person(info: dict) -> tuple:
     s = Level(info, "Portrait of a Person", 201)
     encode, apply = identity(s)
-    prompt = s.node("CLIPTextEncode", [0, 330], [290, 110], "Prompt", text="portrait of a person")
-    negative = s.node("CLIPTextEncode", [0, 490], [290, 110], "Negative prompt", text="")
+    prompt, negative = prompts(s, 0, 330, [290, 110], "portrait of a person")
     power = s.node("AtelierScalePowerAttention", [620, 0], [290, 210], model=(apply, 0))
     softmax = s.node("AtelierScheduledSoftmaxAttention", [620, 330], [290, 230], model=(apply, 0))
-    switch = s.node(
-        "ComfySwitchNode",
-        [940, 0],
-        [230, 80],
-        "Which attention",
-        switch=False,
-        on_false=(power, 0),
-        on_true=(softmax, 0),
-    )
+    either = {"switch": False, "on_false": (power, 0), "on_true": (softmax, 0)}
+    switch = s.node("ComfySwitchNode", [940, 0], [230, 80], "Which attention", **either)
     guidance = s.node("AtelierDecoupledCFG", [940, 160], [270, 180], model=(switch, 0))
     empty = s.node("EmptyLatentImage", [940, 420], [270, 110], "Empty latent", width=512, height=512)
     zeros = s.node("ConditioningZeroOut", [320, 330], [260, 50], "No prompt as zeros", conditioning=(negative, 0))
-    null = s.node(
-        "ComfySwitchNode",
-        [320, 450],
-        [260, 80],
-        "Which null prompt",
-        switch=False,
-        on_false=(negative, 0),
-        on_true=(zeros, 0),
-    )
-    sampler = s.node(
-        "KSampler",
-        [1240, 0],
-        [260, 270],
-        "KSampler",
-        model=(guidance, 0),
-        positive=(prompt, 0),
-        negative=(null, 0),
-        latent_image=(empty, 0),
-        seed=0,
-        steps=4,
-        cfg=1.0,
-        sampler_name="lcm",
-        scheduler="simple",
-        denoise=1.0,
-    )
+    either = {"switch": False, "on_false": (negative, 0), "on_true": (zeros, 0)}
+    null = s.node("ComfySwitchNode", [320, 450], [260, 80], "Which null prompt", **either)
+    sampler = lcm_sampler(s, [1240, 0], guidance, (prompt, null), empty, cfg=1.0, denoise=1.0)
     decode = s.node("VAEDecode", [1240, 330], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (apply, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -88,64 +59,23 @@ def portrait_of_a_person(info: dict) -> tuple:
 
 def keep_the_person(info: dict) -> tuple:
     s = Level(info, "Stylize and keep the person", 501)
-    encode, apply = identity(
-        s, end=0.89
-    )  # off at timestep 99, where features are read: else Content's face gets into those of Style
-    prompt = s.node("CLIPTextEncode", [0, 300], [290, 100], "Prompt", text="head")
-    negative = s.node("CLIPTextEncode", [0, 450], [290, 100], "Negative prompt", text="")
+    # Off at timestep 99, where features are read: else Content's face gets into those of Style.
+    encode, apply = identity(s, end=0.89)
+    prompt, negative = prompts(s, 0, 300, [290, 100], "head")
     parts = {}
     for at, word in enumerate(("Content", "Style")):
         top = 300 + 230 * at
-        cut = s.node(
-            "ImageScale",
-            [320, top],
-            [250, 130],
-            f"{word}, cut to size",
-            upscale_method="lanczos",
-            width=512,
-            height=512,
-            crop="center",
-        )
+        cut = cut_to_size(s, [320, top], f"{word}, cut to size", 250)
         latent = s.node("VAEEncode", [600, top], [190, 50], f"{word} latent", pixels=(cut, 0))
-        features = s.node(
-            "AtelierConsistencyFeatureExtract",
-            [820, top],
-            [280, 170],
-            f"{word} features",
-            model=(apply, 0),
-            latent=(latent, 0),
-            positive=(prompt, 0),
-            negative=(negative, 0),
-        )
+        links = {"model": (apply, 0), "latent": (latent, 0), "positive": (prompt, 0), "negative": (negative, 0)}
+        features = s.node("AtelierConsistencyFeatureExtract", [820, top], [280, 170], f"{word} features", **links)
         merged = s.node("AtelierTokenMerge", [1130, top], [230, 110], f"Merge {word.lower()}", features=(features, 0))
         parts[word] = cut, latent, features, merged
     content, style = parts["Content"], parts["Style"]
-    seac = s.node(
-        "AtelierSEACPatch",
-        [820, -90],
-        [280, 330],
-        "SEAC Patch",
-        model=(apply, 0),
-        source=(content[3], 0),
-        reference=(style[3], 0),
-    )
+    links = {"model": (apply, 0), "source": (content[3], 0), "reference": (style[3], 0)}
+    seac = s.node("AtelierSEACPatch", [820, -90], [280, 330], "SEAC Patch", **links)
     guidance = s.node("AtelierDecoupledCFG", [1130, -90], [270, 180], model=(seac, 0))
-    sampler = s.node(
-        "KSampler",
-        [1430, -90],
-        [260, 270],
-        "KSampler",
-        model=(guidance, 0),
-        positive=(prompt, 0),
-        negative=(negative, 0),
-        latent_image=(content[1], 0),
-        seed=0,
-        steps=4,
-        cfg=1.0,
-        sampler_name="lcm",
-        scheduler="simple",
-        denoise=0.5,
-    )
+    sampler = lcm_sampler(s, [1430, -90], guidance, (prompt, negative), content[1], cfg=1.0, denoise=0.5)
     decode = s.node("VAEDecode", [1430, 240], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", (apply, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -170,27 +100,11 @@ def redraw_a_face(info: dict) -> tuple:
     s = Level(info, "Redraw a Face", 701)
     align = s.node("AtelierAlignFace", [-320, 0], [290, 180], size=512)
     encode, apply = identity(s, align=align)
-    prompt = s.node("CLIPTextEncode", [0, 330], [290, 110], "Prompt", text="portrait of a person")
-    negative = s.node("CLIPTextEncode", [0, 490], [290, 110], "Negative prompt", text="")
+    prompt, negative = prompts(s, 0, 330, [290, 110], "portrait of a person")
     latent = s.node("VAEEncode", [320, 330], [260, 50], "Face latent", pixels=(align, 0))
     power = s.node("AtelierScalePowerAttention", [620, 0], [290, 210], model=(apply, 0))
     guidance = s.node("AtelierDecoupledCFG", [620, 300], [290, 180], model=(power, 0))
-    sampler = s.node(
-        "KSampler",
-        [940, 0],
-        [260, 270],
-        "KSampler",
-        model=(guidance, 0),
-        positive=(prompt, 0),
-        negative=(negative, 0),
-        latent_image=(latent, 0),
-        seed=0,
-        steps=4,
-        cfg=1.0,
-        sampler_name="lcm",
-        scheduler="simple",
-        denoise=0.7,
-    )
+    sampler = lcm_sampler(s, [940, 0], guidance, (prompt, negative), latent, cfg=1.0, denoise=0.7)
     decode = s.node("VAEDecode", [940, 330], [260, 50], "VAE Decode", samples=(sampler, 0))
     paste = s.node("AtelierPasteFace", [1230, 0], [260, 170], feather=0.3, crop=(decode, 0), transform=(align, 1))
     s.input("model", (apply, "model"))
@@ -330,8 +244,7 @@ def surface(info: dict, text: str, models: Level, api: str, **settings) -> Level
     g.note(text, [0, 0], [300, 770])
     face = g.node("AtelierDemoPicture", [320, 0], [225, 365], "Face", image="atelier/content.png")
     loaded = g.subgraph(models, [565, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
-    links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
-    result = g.subgraph(person, [565, 325], [240, 445], face=(face, 0), **links, **settings)
+    result = g.subgraph(person, [565, 325], [240, 445], face=(face, 0), **by_name(models, loaded), **settings)
     g.node("PreviewImage", [320, 405], [225, 365], "Found face", images=(result, 1))
     g.node("SaveImage", [825, 0], [400, 395], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
     g.node("ImageCompare", [825, 435], [400, 335], "Before and after", image_a=(face, 0), image_b=(result, 0))
@@ -371,24 +284,13 @@ def person_sd15(info: dict) -> tuple:
     content = g.node("AtelierDemoPicture", [320, 0], [225, 365], "Content", image="atelier/content.png")
     style = g.node("AtelierDemoPicture", [320, 405], [225, 365], "Style", image="atelier/style.png")
     loaded = g.subgraph(models, [565, 0], [240, 30 + 20 * len(models.outputs) + 24 * len(models.inputs)])
-    links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
-    result = g.subgraph(keep, [565, 350], [240, 420], content=(content, 0), style=(style, 0), **links)
-    g.node(
-        "SaveImage",
-        [825, 0],
-        [470, 395],
-        "Result",
-        images=(result, 0),
-        filename_prefix="portrait-atelier/fastface_seac_sd15_lcm",
-    )
+    result = g.subgraph(keep, [565, 350], [240, 420], content=(content, 0), style=(style, 0), **by_name(models, loaded))
+    name = "portrait-atelier/fastface_seac_sd15_lcm"
+    g.node("SaveImage", [825, 0], [470, 395], "Result", images=(result, 0), filename_prefix=name)
     g.node("ImageCompare", [825, 435], [225, 335], "Before and after", image_a=(content, 0), image_b=(result, 0))
     g.node("PreviewImage", [1070, 435], [225, 335], "Found face", images=(result, 1))
-    return (
-        "Stylize a portrait, keep the person - SD1.5",
-        "fastface_seac_sd15_lcm",
-        g,
-        [keep_definition, model_definition],
-    )
+    definitions = [keep_definition, model_definition]
+    return "Stylize a portrait, keep the person - SD1.5", "fastface_seac_sd15_lcm", g, definitions
 
 
 def demo_face(info: dict) -> tuple:
@@ -398,8 +300,7 @@ def demo_face(info: dict) -> tuple:
     g.note(FACE, [0, 0], [300, 740])
     photo = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/scene.png")
     loaded = g.subgraph(models, [565, 0], [240, 140])
-    links = {slot["name"]: (loaded, at) for at, slot in enumerate(models.outputs)}
-    result = g.subgraph(face, [565, 190], [240, 550], photo=(photo, 0), prompt="portrait, cartoon", size=256, **links)
+    result = g.subgraph(face, [565, 190], [240, 550], photo=(photo, 0), prompt="portrait, cartoon", size=256, **by_name(models, loaded))
     name = "portrait-atelier/fastface_demo_face"
     g.node("SaveImage", [825, 0], [400, 400], "Result", images=(result, 0), filename_prefix=name)
     g.node("ImageCompare", [825, 440], [400, 300], "Before and after", image_a=(photo, 0), image_b=(result, 0))

@@ -216,7 +216,7 @@ def learn_a_style(info: dict) -> tuple:
     found = s.node("MediaPipeFaceLandmarker", [0, 0], [280, 180], num_faces=0)
     align = s.node("AtelierAlignFace", [320, 0], [270, 180], faces=(found, 0), size=512, face=-1)
     tuned = s.node("AtelierMMFSFewShot", [640, 0], [290, 320], photos=(align, 0))
-    plot = s.node("LossGraphNode", [970, 240], [270, 80], loss=(tuned, 1), filename_prefix="portrait-atelier/mmfs_loss")
+    s.node("LossGraphNode", [970, 240], [270, 80], loss=(tuned, 1), filename_prefix="portrait-atelier/mmfs_loss")
     given = s.node("AtelierMMFSStylePrompt", [970, 0], [270, 150], model=(tuned, 0))
     painted = s.node("AtelierMMFSStylize", [1280, 0], [270, 200], model=(tuned, 0), image=(align, 0), style=(given, 0))
     s.node("AtelierMMFSSave", [1280, 260], [270, 110], model=(tuned, 0))

@@ -2,87 +2,45 @@
 
 from .editor_json import Level
 from .loaders import CHECKPOINT_SD15, CHECKPOINT_SDXL, LCM_LORA, demo_model, sd15_lcm, sdxl_lightning
+from .parts import by_name, cut_to_size, lcm_sampler, prompts
 
 
 def stylize_portrait(info: dict, face: bool = False) -> tuple:
     """With `face`, the content is a face of the photo, which is put back when it is stylized."""
     s = Level(info, *(("Stylize a Face", 601) if face else ("Stylize Portrait", 101)))
-    prompt = s.node("CLIPTextEncode", [0, 0], [270, 100], "Prompt", text="head")
-    negative = s.node("CLIPTextEncode", [0, 150], [270, 100], "Negative prompt", text="")
-    steps = {}
-    for at, word in enumerate(("Content", "Style")):
-        top = 370 + 230 * at
-        if face and word == "Content":
-            cut = s.node("AtelierAlignFace", [0, top], [270, 180], size=512)
-        else:
-            cut = s.node(
-                "ImageScale",
-                [0, top],
-                [270, 130],
-                f"{word}, cut to size",
-                upscale_method="lanczos",
-                width=512,
-                height=512,
-                crop="center",
-            )
-        latent = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(cut, 0))
-        features = s.node(
-            "AtelierConsistencyFeatureExtract",
-            [530, top],
-            [290, 170],
-            f"{word} features",
-            latent=(latent, 0),
-            positive=(prompt, 0),
-            negative=(negative, 0),
-            seed=0,
-            timestep=99,
-        )
-        merged = s.node(
-            "AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(features, 0), ratio=0.5
-        )
-        steps[word] = cut, latent, features, merged
-    content, style = steps["Content"], steps["Style"]
-    seac = s.node(
-        "AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(content[3], 0), reference=(style[3], 0)
-    )
-    sampler = s.node(
-        "KSampler",
-        [1470, 370],
-        [260, 270],
-        "KSampler",
-        model=(seac, 0),
-        positive=(prompt, 0),
-        negative=(negative, 0),
-        latent_image=(content[1], 0),
-        seed=0,
-        steps=4,
-        cfg=2.0,
-        sampler_name="lcm",
-        scheduler="simple",
-        denoise=0.5,
-    )
+    prompt, negative = words = prompts(s, 0, 0, [270, 100], "head")
+    if face:
+        cut = s.node("AtelierAlignFace", [0, 370], [270, 180], size=512)
+    else:
+        cut = cut_to_size(s, [0, 370], "Content, cut to size")
+    latent, _, extract, merged = features(s, 370, "Content", words, [cut])
+    style = cut_to_size(s, [0, 600], "Style, cut to size")
+    style_latent, _, style_extract, style_merged = features(s, 600, "Style", words, [style])
+    both = {"source": (merged, 0), "reference": (style_merged, 0)}
+    seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", **both)
+    sampler = lcm_sampler(s, [1470, 370], seac, words, latent, cfg=2.0, denoise=0.5)
     decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampler, 0))
     if face:
-        back = {"crop": (decode, 0), "transform": (content[0], 1)}
+        back = {"crop": (decode, 0), "transform": (cut, 1)}
         paste = s.node("AtelierPasteFace", [1760, 370], [260, 170], feather=0.3, **back)
-    s.input("model", (content[2], "model"), (style[2], "model"), (seac, "model"))
+    s.input("model", (extract, "model"), (style_extract, "model"), (seac, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
-    s.input("vae", (content[1], "vae"), (style[1], "vae"), (decode, "vae"))
+    s.input("vae", (latent, "vae"), (style_latent, "vae"), (decode, "vae"))
     if face:
-        s.input("photo", (content[0], "image"), (paste, "image"))
-        s.input("faces", (content[0], "faces"))
+        s.input("photo", (cut, "image"), (paste, "image"))
+        s.input("faces", (cut, "faces"))
     else:
-        s.input("content", (content[0], "image"))
-    s.input("style", (style[0], "image"))
+        s.input("content", (cut, "image"))
+    s.input("style", (style, "image"))
     s.input("prompt", (prompt, "text"))
     s.input("style_strength", (seac, "style_enhancement"), label="style strength")
     s.input("change", (sampler, "denoise"))
     if face:
         s.input("border", (paste, "feather"), label="soft border")
-        s.input("which", (content[0], "face"), label="which face")
-        s.input("size", (content[0], "size"), (style[0], "width"), (style[0], "height"))
+        s.input("which", (cut, "face"), label="which face")
+        s.input("size", (cut, "size"), (style, "width"), (style, "height"))
     else:
-        s.input("size", *[(cut, side) for cut in (content[0], style[0]) for side in ("width", "height")])
+        s.input("size", *[(picture, side) for picture in (cut, style) for side in ("width", "height")])
     s.input("seed", (sampler, "seed"))
     s.input("steps", (sampler, "steps"))
     s.input("cfg", (sampler, "cfg"))
@@ -109,77 +67,50 @@ def stylize_portrait(info: dict, face: bool = False) -> tuple:
     )
 
 
-def features(s: Level, top: int, word: str, prompt: int, negative: int, cuts: list, join: bool = False) -> tuple:
-    """Pictures cut to size -> latent -> features -> merged: the nodes' ids, the cuts first."""
-    pictures = [
-        s.node("ImageScale", [0, top + 170 * at], [270, 130], cut, upscale_method="lanczos", width=512, height=512, crop="center")
-        for at, cut in enumerate(cuts)
-    ]
-    image = pictures[0]
+def features(s: Level, top: int, word: str, prompts: tuple, images: list, join: bool = False) -> tuple:
+    """The nodes that encode an image (with `join` two in a batch), read its features and merge them.
+
+    (VAE Encode, the latent, Consistency Feature Extract, Token Merge)
+    """
+    image = images[0]
     if join:
-        image = s.node("ImageBatch", [300, top + 170], [200, 50], "Both contents", image1=(pictures[0], 0), image2=(pictures[1], 0))
-    encoded = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(image, 0))
-    latent = encoded
+        both = {"image1": (images[0], 0), "image2": (images[1], 0)}
+        image = s.node("ImageBatch", [300, top + 170], [200, 50], "Both contents", **both)
+    encoded = latent = s.node("VAEEncode", [300, top], [200, 50], f"{word} latent", pixels=(image, 0))
     if join:
-        latent = s.node(
-            "LatentBatchSeedBehavior", [300, top + 270], [200, 60], "Same first noise", samples=(encoded, 0), seed_behavior="fixed"
-        )
-    extract = s.node(
-        "AtelierConsistencyFeatureExtract",
-        [530, top],
-        [290, 170],
-        f"{word} features",
-        latent=(latent, 0),
-        positive=(prompt, 0),
-        negative=(negative, 0),
-        seed=0,
-        timestep=99,
-    )
-    merged = s.node(
-        "AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(extract, 0), ratio=0.5
-    )
-    return pictures, encoded, latent, extract, merged
+        same = {"samples": (encoded, 0), "seed_behavior": "fixed"}
+        latent = s.node("LatentBatchSeedBehavior", [300, top + 270], [200, 60], "Same first noise", **same)
+    links = {"latent": (latent, 0), "positive": (prompts[0], 0), "negative": (prompts[1], 0)}
+    extract = s.node("AtelierConsistencyFeatureExtract", [530, top], [290, 170], f"{word} features", **links)
+    merged = s.node("AtelierTokenMerge", [850, top], [250, 110], f"Merge {word.lower()}", features=(extract, 0))
+    return encoded, latent, extract, merged
 
 
 def stylize_with_file(info: dict, load: bool) -> tuple:
     """`load`: one content in a saved style. Otherwise two contents at once in a style that is saved."""
     s = Level(info, "Stylize in a Saved Style" if load else "Stylize Two and Save the Style", 101)
-    prompt = s.node("CLIPTextEncode", [0, 0], [270, 100], "Prompt", text="head")
-    negative = s.node("CLIPTextEncode", [0, 150], [270, 100], "Negative prompt", text="")
-    cuts = ["Content, cut to size"] if load else ["Content, cut to size", "Second content, cut to size"]
-    pictures, encoded, latent, extract, merged = features(s, 370, "Content", prompt, negative, cuts, join=not load)
+    prompt, negative = words = prompts(s, 0, 0, [270, 100], "head")
+    pictures = [cut_to_size(s, [0, 370], "Content, cut to size")]
+    if not load:
+        pictures.append(cut_to_size(s, [0, 540], "Second content, cut to size"))
+    encoded, latent, extract, merged = features(s, 370, "Content", words, pictures, join=not load)
     models = [(extract, "model")]
     sizes = [(cut, side) for cut in pictures for side in ("width", "height")]
     if load:
         kept = s.node("AtelierLoadFeatures", [530, 600], [290, 90], "Saved style", file="my style.safetensors")
-        reference, models = kept, [*models, (kept, "model")]
+        models += [(kept, "model")]
     else:
-        (style,), style_latent, _, style_extract, style_merged = features(s, 750, "Style", prompt, negative, ["Style, cut to size"])
-        kept = s.node(
-            "AtelierSaveFeatures", [850, 900], [250, 130], "Save the style", features=(style_merged, 0), name="my style", replace=True
-        )
-        reference, models = kept, [*models, (style_extract, "model"), (kept, "model")]
+        style = cut_to_size(s, [0, 750], "Style, cut to size")
+        style_latent, _, style_extract, style_merged = features(s, 750, "Style", words, [style])
+        what = {"features": (style_merged, 0), "name": "my style", "replace": True}
+        kept = s.node("AtelierSaveFeatures", [850, 900], [250, 130], "Save the style", **what)
+        models += [(style_extract, "model"), (kept, "model")]
         sizes += [(style, "width"), (style, "height")]
-    seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", source=(merged, 0), reference=(reference, 0))
-    model = seac
+    both = {"source": (merged, 0), "reference": (kept, 0)}
+    model = seac = s.node("AtelierSEACPatch", [1150, 370], [290, 330], "SEAC Patch", **both)
     if not load:
         model = s.node("AtelierSameNoise", [1150, 750], [290, 60], "Same Noise", model=(seac, 0))
-    sampler = s.node(
-        "KSampler",
-        [1470, 370],
-        [260, 270],
-        "KSampler",
-        model=(model, 0),
-        positive=(prompt, 0),
-        negative=(negative, 0),
-        latent_image=(latent, 0),
-        seed=0,
-        steps=4,
-        cfg=2.0,
-        sampler_name="lcm",
-        scheduler="simple",
-        denoise=0.5,
-    )
+    sampler = lcm_sampler(s, [1470, 370], model, words, latent, cfg=2.0, denoise=0.5)
     decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampler, 0))
     s.input("model", *models, (seac, "model"))
     s.input("clip", (prompt, "clip"), (negative, "clip"))
@@ -238,7 +169,7 @@ portrait - SD1.5* or *SDXL*.
 {INSIDE}"""
 
 
-FACE = f"""# Stylize a face in a photo
+FACE = """# Stylize a face in a photo
 
 Finds the face in **Content**, gives it the look of **Style** at the size the model knows, and puts it back. Nothing to \
 download, no GPU.
@@ -346,18 +277,9 @@ def surface(info: dict, note: str, model: Level, api: str, **settings) -> Level:
     g.note(note, [0, 0], [300, 740])
     content = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/content.png")
     style = g.node("AtelierDemoPicture", [320, 390], [225, 350], "Style", image="atelier/style.png")
-    loaded = g.subgraph(model, [565, 0], [240, 70 + 25 * len([slot for slot in model.inputs])])
-    result = g.subgraph(
-        stylize,
-        [565, 230],
-        [240, 510],
-        model=(loaded, 0),
-        clip=(loaded, 1),
-        vae=(loaded, 2),
-        content=(content, 0),
-        style=(style, 0),
-        **settings,
-    )
+    loaded = g.subgraph(model, [565, 0], [240, 70 + 25 * len(model.inputs)])
+    links = {"content": (content, 0), "style": (style, 0), **by_name(model, loaded)}
+    result = g.subgraph(stylize, [565, 230], [240, 510], **links, **settings)
     g.node("SaveImage", [825, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
     g.node("ImageCompare", [825, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
     return g
@@ -365,22 +287,14 @@ def surface(info: dict, note: str, model: Level, api: str, **settings) -> Level:
 
 def demo(info: dict) -> tuple:
     model, definition = demo_model(info)
-    return (
-        "Demo 1 - Stylize a portrait",
-        "zepo_demo",
-        surface(info, DEMO, model, "zepo_demo", size=256),
-        [stylize_portrait(info)[1], definition],
-    )
+    graph = surface(info, DEMO, model, "zepo_demo", size=256)
+    return "Demo 1 - Stylize a portrait", "zepo_demo", graph, [stylize_portrait(info)[1], definition]
 
 
 def sd15(info: dict) -> tuple:
     model, definition = sd15_lcm(info)
-    return (
-        "Stylize a portrait - SD1.5",
-        "zepo_sd15_lcm",
-        surface(info, SD15, model, "zepo_sd15_lcm", size=512),
-        [stylize_portrait(info)[1], definition],
-    )
+    graph = surface(info, SD15, model, "zepo_sd15_lcm", size=512)
+    return "Stylize a portrait - SD1.5", "zepo_sd15_lcm", graph, [stylize_portrait(info)[1], definition]
 
 
 def sdxl(info: dict) -> tuple:
@@ -427,17 +341,9 @@ def with_file(info: dict, note: str, model: Level, api: str, load: bool, **setti
         style = g.node("AtelierDemoPicture", [right, 390], [225, 350], "Style", image="atelier/style.png")
         pictures |= {"second_content": (second, 0), "style": (style, 0)}
         right += 245
-    loaded = g.subgraph(model, [place, 0], [240 if load else 225, 70 + 25 * len([slot for slot in model.inputs])])
-    result = g.subgraph(
-        stylize,
-        [right, 230 if load else 0],
-        [240, 510 if load else 740],
-        model=(loaded, 0),
-        clip=(loaded, 1),
-        vae=(loaded, 2),
-        **pictures,
-        **settings,
-    )
+    loaded = g.subgraph(model, [place, 0], [240 if load else 225, 70 + 25 * len(model.inputs)])
+    links = {**pictures, **by_name(model, loaded)}
+    result = g.subgraph(stylize, [right, 230 if load else 0], [240, 510 if load else 740], **links, **settings)
     right += 260
     g.node("SaveImage", [right, 0], [wide, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
     g.node("ImageCompare", [right, 420], [wide, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from portrait_atelier.attention import maps
-from portrait_atelier.host import attention_maps as host
-from portrait_atelier.host import decoupled, face_adapter
+from portrait_atelier.host import attention_maps as host, decoupled, face_adapter
 from portrait_atelier.nodes.scale_power_attention import ScalePowerAttention
 from portrait_atelier.nodes.scheduled_softmax_attention import ScheduledSoftmaxAttention
 

@@ -7,8 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from portrait_atelier.host import decoupled
-from portrait_atelier.host import face_adapter as host
+from portrait_atelier.host import decoupled, face_adapter as host
 from portrait_atelier.identity.adapter import load_adapter
 
 TOLERANCE = 1e-5

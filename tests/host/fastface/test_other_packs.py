@@ -1,4 +1,4 @@
-"""PLADIS and Normalized Attention Guidance of sd-perturbed-attention, by doubles that patch the same slots in the same way."""
+"""PLADIS and Normalized Attention Guidance of sd-perturbed-attention: doubles that patch the same slots in the same way."""
 
 import pytest
 import torch
@@ -46,7 +46,8 @@ def nag(model, tensor):
             rows, first = q.shape[0] // len(slots), slots.index(0)
             count = rows * slots.count(0)
             positive = z[first * rows:]
-            other = optimized_attention(q[first * rows:], key.repeat(count, 1, 1), value.repeat(count, 1, 1), extra["n_heads"])
+            keys, values = key.repeat(count, 1, 1), value.repeat(count, 1, 1)
+            other = optimized_attention(q[first * rows:], keys, values, extra["n_heads"])
             return torch.cat([z[:first * rows], positive + 0.5 * (positive - other)])
 
         return nag_attn2_replace
@@ -56,7 +57,8 @@ def nag(model, tensor):
 
 def test_a_patch_that_drops_the_person_is_refused_by_name(faces, sixteen, latent):
     for toy in (faces, sixteen):
-        with pytest.raises(ValueError, match=r"'pladis' of .*sits where a face adapter was before, in (3|15) of (4|16) cross.*Put its node before"):
+        told = r"'pladis' of .*sits where a face adapter was before, in (3|15) of (4|16) cross.*Put its node before"
+        with pytest.raises(ValueError, match=told):
             toy.studio.sample(pladis(toy.apply()), latent)
         again = toy.apply(toy.identity(seed=31), model=pladis(toy.apply()))
         with pytest.raises(ValueError, match="'pladis' of .*the person would be lost"):
@@ -88,16 +90,20 @@ def test_an_adapter_in_layers_that_do_not_run_is_no_fault(faces, latent):
 def test_an_attention_node_behind_such_a_patch_says_what_hides_the_adapter(faces, tensor, between):
     for toy, what in ((faces.apply(), "cannot reach the face adapter"), (faces.studio.model, "found no face adapter")):
         model = pladis(toy) if between == "pladis" else nag(toy, tensor)
-        with pytest.raises(ValueError, match=f"Scale-Power Attention {what}: '{between}.*straight behind the node that adds"):
+        told = f"Scale-Power Attention {what}: '{between}.*straight behind the node that adds"
+        with pytest.raises(ValueError, match=told):
             ScalePowerAttention.execute(model)
 
 
 @pytest.mark.parametrize("order", ["behind", "between", "before"])
 def test_nag_under_decoupled_guidance(faces, latent, tensor, order):
-    model = {"behind": lambda: nag(faces.apply(), tensor), "before": lambda: faces.apply(model=nag(faces.studio.model, tensor)),
+    model = {"behind": lambda: nag(faces.apply(), tensor),
+             "before": lambda: faces.apply(model=nag(faces.studio.model, tensor)),
              "between": lambda: faces.apply(faces.identity(seed=31), model=nag(faces.apply(), tensor))}[order]()
     for name in ("DCG_1", "DCG_2", "DCG_3"):
         options = {"formulation": name, "alpha": "2", "beta": "3"}
-        with pytest.raises(ValueError, match="Normalized Attention Guidance.*Set 'routing' of Decoupled CFG to separate"):
+        told = "Normalized Attention Guidance.*Set 'routing' of Decoupled CFG to separate"
+        with pytest.raises(ValueError, match=told):
             faces.studio.sample(DecoupledCFG.execute(model, **options)[0], latent)
-        assert torch.isfinite(faces.studio.sample(DecoupledCFG.execute(model, **options, routing="separate")[0], latent)).all()
+        separate = DecoupledCFG.execute(model, **options, routing="separate")[0]
+        assert torch.isfinite(faces.studio.sample(separate, latent)).all()

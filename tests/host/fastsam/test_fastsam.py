@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import types
+import weakref
 
 import comfy.model_management
 import folder_paths
@@ -263,11 +264,10 @@ def test_a_size_that_the_network_cannot_take(network):
 
 
 def test_without_onnxruntime(network, folder, monkeypatch):
-    model = network([candidate((0, 0, 9, 9), RED)])
-    fastsam._open.cache_clear()
+    name = network([candidate((0, 0, 9, 9), RED)]).name  # and nobody uses it
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError) as missing:
-        FastSAMLoader.execute(model.name)
+        FastSAMLoader.execute(name)
     assert str(missing.value) == (
         f'FastSAM needs onnxruntime, which this Python does not have. Install exactly one: "{sys.executable} -m pip install onnxruntime" (CPU) or '
         f'"{sys.executable} -m pip install onnxruntime-gpu" (NVIDIA). Then restart ComfyUI. Without it, connect any other MASK, for example from '
@@ -276,10 +276,10 @@ def test_without_onnxruntime(network, folder, monkeypatch):
     again = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, again)
     spec.loader.exec_module(again)
-    assert again.model_names() == [model.name]              # the pack imports, and its list works
+    assert again.model_names() == [name]              # the pack imports, and its list works
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     with pytest.raises(ValueError) as broken:
-        FastSAMLoader.execute(model.name)
+        FastSAMLoader.execute(name)
     assert str(broken.value) == (
         "onnxruntime is installed but unusable (no InferenceSession). Usually one of two variants was removed. Run "
         f'"{sys.executable} -m pip uninstall -y onnxruntime onnxruntime-gpu", install exactly one again, then restart ComfyUI.')
@@ -311,14 +311,28 @@ class Runtime:
 ])
 def test_providers(network, monkeypatch, caplog, provider, listed, opens, warning, asked):
     import onnxruntime
-    model, fake = network([candidate((0, 0, 9, 9), RED)]), Runtime(onnxruntime, listed, opens)
+    name, fake = network([candidate((0, 0, 9, 9), RED)]).name, Runtime(onnxruntime, listed, opens)
     monkeypatch.setattr(fastsam, "runtime", lambda: fake)
-    fastsam._open.cache_clear()
-    for _ in range(2):
-        fastsam.load(model.name, provider)
+    first = fastsam.load(name, provider)
+    assert fastsam.load(name, provider) is first, "one that is in use"
     assert len(fake.asked) == asked and fake.asked[-1][-1] == fastsam.CPU and (fake.asked[0][0] == fastsam.CUDA) == (provider == "auto" and fastsam.CUDA in listed)
     assert len(warnings(caplog)) == (warning is not None) and (warning is None or warning in warnings(caplog)[0])
-    fastsam._open.cache_clear()
+
+
+def test_a_session_is_closed_for_another_and_for_memory_and_opened_again(network):
+    image = torch.zeros(1, 64, 64, 3)
+    image[..., :32, RED] = 1
+    first, second = (network([candidate((0, 0, 60, 60), colour)]) for colour in (RED, GREEN))
+    assert first.session.made is None, "closed when the second was opened"
+    expected = FastSAMSegment.execute(first, image, size=64)[0][0].masks
+    session = weakref.ref(first.session.made)
+    assert session() is not None and second.session.made is None
+    comfy.model_management.unload_all_models()
+    assert session() is None, "nobody keeps it"
+    assert torch.equal(FastSAMSegment.execute(first, image, size=64)[0][0].masks, expected) and expected.any()
+    session = weakref.ref(first.session.made)
+    del first
+    assert session() is None
 
 
 # ---- FastSAM Mask ----------------------------------------------------------------------------------------------------------
