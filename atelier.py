@@ -10,7 +10,7 @@
     python3 atelier.py train-style --picture F [--output F] ...           a style LoRA from one picture (--help lists all)
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
     python3 atelier.py train-mmfs --phase P --out DIR [ARGUMENTS]          train a face stylizer (MMFS)
-    python3 atelier.py evaluate MANIFEST [ARGUMENTS]                       the papers' metrics (docs/evaluation.md)
+    python3 atelier.py evaluate FOLDER|MANIFEST ... [ARGUMENTS]            how good results are: the papers' metrics, a page to sort
 
 The first call sets everything up in .atelier/ beside this file: a virtual environment with torch, and ComfyUI.
 COMFYUI_PATH=FOLDER uses your own ComfyUI instead (with the Python in COMFYUI_PYTHON; without that, the one in the
@@ -101,7 +101,11 @@ def run_batch(arguments: list, display: Display) -> int:
         env = environment(display)
         install_ray(env, display)
         return env.run(ROOT / "atelier.py", "batch", *arguments)
-    return batch(options, own_server(display, extra), display, extra)
+    code = batch(options, own_server(display, extra), display, extra)
+    if options.evaluate:
+        output = Path(options.output).expanduser().absolute()
+        code = environment(display).run_module("evaluation.run", output, "--output", output / "evaluation.json") or code
+    return code
 
 
 def run_models(arguments: list, display: Display) -> int:

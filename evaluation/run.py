@@ -1,4 +1,4 @@
-"""`python3 atelier.py evaluate MANIFEST`: measure generated pictures with the metrics of the papers.
+"""`python3 atelier.py evaluate FOLDER|MANIFEST ...`: measure generated pictures with the metrics of the papers.
 
 Exit codes: 0 done (metrics without weights are skipped and named); 1 an item or a metric's weights could not be read,
 or nothing was measured; 2 a bad call; 130 interrupted (what was measured is written).
@@ -19,7 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 from .errors import EvaluationError, MissingWeights, Undefined  # noqa: E402
 from .manifest import NUMBERS, read  # noqa: E402
-from .tables import TABLES  # noqa: E402
+from .tables import TABLES, means  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,9 +33,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = Parser("atelier.py evaluate", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("manifest", type=Path, help="JSON file that lists the pictures (docs/evaluation.md)")
-    add("--output", type=Path, default=ROOT / ".atelier" / "evaluate.json", metavar="FILE",
-        help="where to write all values as JSON (default: .atelier/evaluate.json)")
+    add("manifests", type=Path, nargs="+", metavar="FOLDER|MANIFEST",
+        help="output folder of a batch, or JSON file that lists pictures (docs/evaluation.md); several are compared")
+    add("--output", type=Path, default=ROOT / ".atelier" / "evaluate.json", metavar="FILE.json",
+        help="where to write all values; the page to look at them goes beside it, as .html (default: .atelier/evaluate.json)")
     add("--print", choices=sorted(TABLES), nargs="+", default=[], metavar="TABLE", dest="tables",
         help=f"tables to print, beside the papers' numbers: {', '.join(sorted(TABLES))}")
     add("--models", type=Path, action="append", default=[], metavar="FOLDER",
@@ -49,8 +50,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     def whole(path: Path) -> Path:
         return Path(os.path.abspath(options.folder / path.expanduser()))
 
-    options.manifest, options.output = whole(options.manifest), whole(options.output)
+    options.manifests, options.output = list(map(whole, options.manifests)), whole(options.output)
     options.models = list(map(whole, options.models))
+    if options.output.suffix == ".html":
+        raise EvaluationError(f"--output {options.output} is for the values, as .json; the page goes beside it by itself")
     return options
 
 
@@ -116,26 +119,15 @@ def summary(items: list[dict]) -> dict:
     return {"pictures": len(items), "metrics": metrics}
 
 
-def text(name: str, result: dict) -> str:
-    """One method for the terminal."""
-    lines = [f"{name}: {result['pictures']} pictures"]
-    for metric, entry in result["metrics"].items():
-        mean, std = ("-" if entry[key] is None else f"{entry[key]:.4f}" for key in ("mean", "std"))
-        more = f", sum {entry['sum']:.0f}" if metric == "face_fails" else ""
-        more += f", no value for {entry['undefined']}" if entry["undefined"] else ""
-        lines.append(f"  {metric:20} mean {mean}, std {std}, count {entry['count']}{more}")
-    return "\n".join(lines)
-
-
-def write(path: Path, report: dict) -> None:
-    """Wholly or not at all."""
+def write(path: Path, text: str) -> None:
+    """Wholly or not at all. Names of files that are no UTF-8 get question marks."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="replace")
     os.replace(part, path)
 
 
 def evaluate(options, say) -> int:
-    methods = read(options.manifest)
+    methods = read(options.manifests)
     # Now, and not after hours of measuring.
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.is_dir() or not os.access(options.output.parent, os.W_OK):
@@ -143,6 +135,8 @@ def evaluate(options, say) -> int:
     metrics, skipped, files, broken = metrics_for(methods, options, say)
     import torch
     from tqdm import tqdm
+
+    from .page import page
     done, interrupted = {name: [] for name in methods}, False
     jobs = [(name, item) for name, items in methods.items() for item in items]
     try:
@@ -155,13 +149,14 @@ def evaluate(options, say) -> int:
     except KeyboardInterrupt:
         interrupted = True
     results = {name: {**summary(items), "items": items} for name, items in done.items() if items}
-    write(options.output, {"manifest": str(options.manifest), "complete": not interrupted, "weights": files,
-                           "skipped": skipped, "methods": results})
-    for name, result in results.items():
-        print(text(name, result))
-    for name in options.tables:
-        print("\n" + TABLES[name](results))
-    print(f"\nall values: {options.output}", flush=True)
+    report = {"manifests": list(map(str, options.manifests)), "complete": not interrupted, "weights": files, "skipped": skipped,
+              "methods": results}
+    write(options.output, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    arrows = {metric.name: metric.better for metric in metrics}
+    printed = [TABLES[name](results) for name in options.tables]
+    view = options.output.with_suffix(".html")
+    write(view, page(report, arrows, printed))
+    print("\n\n".join([means(results, arrows), *printed, f"all values: {options.output}\nto look at and sort: {view}"]), flush=True)
     if interrupted:
         say("interrupted: what was measured is written")
         return 130

@@ -52,6 +52,22 @@ CAPTION = ("Lines \"paper\" are the paper's numbers, on its pictures, models and
            "They are comparable only where pictures, prompts, weights and counts are the same.")
 
 
+def means(summaries: dict[str, dict], arrows: dict[str, str]) -> str:
+    """Every metric's mean ± standard deviation of the sample for each method, and in brackets how many have a value."""
+    rows = [["", *summaries]]
+    for metric in dict.fromkeys(metric for result in summaries.values() for metric in result["metrics"]):
+        entries = [result["metrics"].get(metric) for result in summaries.values()]
+        rows.append([title((metric, arrows[metric])) if metric in arrows else metric, *map(cell, entries)])
+    return "\n".join(aligned(rows, texts=1))
+
+
+def cell(entry: dict | None) -> str:
+    if entry is None or entry["mean"] is None:
+        return "-"
+    of = f" of {entry['count'] + entry['undefined']}" if entry["undefined"] else ""
+    return f"{entry['mean']:.4g}" + (f" ± {entry['std']:.2g}" if entry["std"] is not None else "") + f" ({entry['count']}{of})"
+
+
 def fastface_1(summaries: dict[str, dict]) -> str:
     """FastFace's table 1. The paper's FFC counts failures in all its pictures; n of ours is the number of pictures."""
     names = list(dict.fromkeys([*FASTFACE_1, *(name.removesuffix(f" {HALF}") for name in summaries)]))
@@ -117,7 +133,7 @@ def count(summary: dict | None) -> str:
     return "" if summary is None else str(summary["pictures"])
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]], texts: int = 2) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+    return ["  ".join(cell.ljust(width) if i < texts else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]

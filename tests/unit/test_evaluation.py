@@ -291,7 +291,7 @@ def test_face_style_reads_the_cut_out_face(tmp_path, face_tools):
 
 def test_paths_are_relative_to_the_manifest(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps({"A": [{"generated": "x/1.png", "identity": "/p.png", "prompt": "a man", "seconds": 2}]}))
-    assert manifest.read(tmp_path / "m.json") == {"A": [{"generated": tmp_path / "x/1.png", "identity": Path("/p.png"), "prompt": "a man",
+    assert manifest.read([tmp_path / "m.json"]) == {"A": [{"generated": tmp_path / "x/1.png", "identity": Path("/p.png"), "prompt": "a man",
                                                          "seconds": 2}]}
 
 
@@ -316,7 +316,57 @@ def test_a_bad_manifest_is_one_line_and_code_2(tmp_path, capsys, content, part):
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["m.json", "--print", "zepo4"], ["m.json", "--lpips", "x"], ["m.json", "more"]])
+def report_of(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    text = "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
+    (folder / "report.jsonl").write_text(text[:-1] if lines[-1] == "cut" else text, encoding="utf-8")
+    return folder
+
+
+def made(name, content="a.png", **more):
+    return {"output": name, "inputs": {"content": content, "style": "s.png"}, "settings": {}, "seconds": 2.5, "error": None, **more}
+
+
+def test_the_folder_of_a_batch_is_a_manifest(tmp_path):
+    call = {"settings": [["steps", 4], ["prompt", "a head"], [None, "Prompt.text=x"]]}
+    folder = report_of(tmp_path / "my batch", {"call": call, "folder": "/there"}, made("1.png", "a\u2028b.png"), made("2.png", error="bad"),
+                       made("3.png", error="bad"), {"call": call, "folder": "/here"},
+                       made("3.png", inputs={"content": "c.png", "face": "f.png"}, settings={"prompt": "old"}, seconds=None),
+                       made("1.png", "/d.png", error="bad"), "cut")
+    assert manifest.read([folder]) == {"my batch": [
+        {"generated": folder / "1.png", "content": Path("/there/a\u2028b.png"), "style": Path("/there/s.png"),
+         "identity": Path("/there/a\u2028b.png"), "prompt": "a head", "seconds": 2.5},
+        {"generated": folder / "3.png", "content": Path("/here/c.png"), "identity": Path("/here/f.png"), "prompt": "old"}]}
+
+
+@pytest.mark.parametrize("lines, part", [(["{}", "["], "line 2, is no line of one"), (["3"], "line 1, is no line"), (["{}"], "tells of no result"),
+                                         (['{"output": "a.png"}'], "line 1, is no line"), (None, "cannot be read: No such file")])
+def test_a_folder_that_is_no_batch_is_one_line_and_code_2(tmp_path, capsys, lines, part):
+    folder = report_of(tmp_path / "x", *lines) if lines else tmp_path
+    assert run.main([str(folder), "--output", str(tmp_path / "out.json")]) == 2
+    err = capsys.readouterr().err
+    assert part in err and str(folder / "report.jsonl") in err and err.count("\n") == 1
+
+
+def test_two_methods_of_one_name_are_not_mixed(tmp_path, capsys):
+    (tmp_path / "m.json").write_text('{"x": [{"generated": "a.png", "seconds": 1}]}')
+    folder = report_of(tmp_path / "x", made("1.png"))
+    assert run.main([str(tmp_path / "m.json"), str(folder), "--output", str(tmp_path / "out.json")]) == 2
+    assert "the method 'x' of" in capsys.readouterr().err
+
+
+def test_twenty_thousand_results_and_names_that_are_no_text(tmp_path, capsys):
+    """Pages stay small enough to open: not every picture has a thumbnail. Bytes that are no UTF-8 become question marks."""
+    items = [{"generated": f"{number}.png", "seconds": number} for number in range(20_000)]
+    items[7]["generated"] = "\udcff.png"  # as Python reads such a name from the disk
+    (tmp_path / "m.json").write_text(json.dumps({"A": items}))
+    assert run.main([str(tmp_path / "m.json"), "--output", str(tmp_path / "o.json"), "--models", str(tmp_path)]) == 0
+    text = (tmp_path / "o.html").read_text(encoding="utf-8")
+    assert text.count("<tr>") == 20_000 + 3 and len(text) < 20e6 and "/?.png" in text
+    assert len(json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))["methods"]["A"]["items"]) == 20_000
+
+
+@pytest.mark.parametrize("words", [[], ["m.json", "--print", "zepo4"], ["m.json", "--lpips", "x"], ["m.json", "--output", "m.html"]])
 def test_a_bad_call_is_one_line_and_code_2(words, capsys):
     assert run.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -358,7 +408,7 @@ def test_values_summary_and_skips(tmp_path, models, capsys):
     assert result["metrics"]["seconds"] == {"mean": 1.5, "std": pytest.approx(.5 ** .5), "sum": 3, "count": 2, "undefined": 0}
     assert result["metrics"]["style_loss"]["std"] is None
     assert report["weights"]["lpips"] == [str(models.folder / "evaluation" / name) for name in ("lpips_alex.pth", "alexnet-owt-7be5be79.pth")]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.html", "results.json"}
 
 
 def test_a_bad_item_does_not_lose_the_others(tmp_path, models, capsys):
@@ -388,7 +438,7 @@ def test_values_that_are_no_numbers_are_told_and_left_out(tmp_path, monkeypatch,
     told = report["methods"]["A"]["metrics"]["lpips"]
     assert code == 0 and told["mean"] == pytest.approx(.6) and told["count"] == 2 and told["undefined"] == 2
     assert report["methods"]["A"]["items"][1]["notes"] == ["lpips: the value is not a number"]
-    assert "no value for 2" in capsys.readouterr().out
+    assert "(2 of 4)" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_told_first(tmp_path, capsys):
