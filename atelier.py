@@ -61,7 +61,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
     sys.exit(2)
 
 from headless.batch.command import add_arguments as add_batch_arguments, batch  # noqa: E402
-from headless.environment import HOME, environment, install_ray  # noqa: E402
+from headless.environment import HOME, environment, install  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.progress import Display  # noqa: E402
 from headless.models import report  # noqa: E402
@@ -99,7 +99,7 @@ def run_batch(arguments: list, display: Display) -> int:
     options = parser.parse_args(given)
     if options.ray is not None and not importlib.util.find_spec("ray"):  # go on in a Python that has it
         env = environment(display)
-        install_ray(env, display)
+        install(env, display, "ray", "--ray")
         return env.run(ROOT / "atelier.py", "batch", *arguments)
     code = batch(options, own_server(display, extra), display, extra)
     if options.evaluate:
@@ -165,7 +165,13 @@ def run_train_mmfs(arguments: list, display: Display) -> int:
 
 
 def run_evaluate(arguments: list, display: Display) -> int:
-    return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
+    env = environment(display)
+    if arguments[:1] == ["--install"]:
+        install(env, display, "evaluate", "evaluate --install")
+        arguments = arguments[1:]
+        if not arguments:
+            return 0
+    return env.run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
 
 def run_pictures(arguments: list, display: Display) -> int:

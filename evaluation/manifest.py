@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .errors import EvaluationError
 
-PICTURES = ("generated", "identity", "content", "style")
-TEXTS = ("prompt", "style_prompt")
-NUMBERS = ("seconds", "fine_tuning_seconds")
+PICTURES = ("generated", "identity", "other_photo", "content", "style")
+TEXTS = ("prompt", "style_prompt", "sequence")
+NUMBERS = ("seconds", "fine_tuning_seconds", "peak_memory")
 
 
 def read(paths: list[Path]) -> dict[str, list[dict]]:
@@ -85,7 +85,7 @@ def fault_of(item) -> str | None:
             return f"unknown key {key!r}: there are {', '.join((*PICTURES, *TEXTS, *NUMBERS))}"
         if key in NUMBERS:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                return f"{key} must be a number of seconds, not {json.dumps(value)}"
+                return f"{key} must be a number that is not negative, not {json.dumps(value)}"
         elif not isinstance(value, str) or not value.strip():
             return f"{key} must be a text that is not empty, not {json.dumps(value)}"
     return None if "generated" in item else "the key 'generated' is missing: the path of the picture to measure"

@@ -1,6 +1,7 @@
-"""The page of a run: one HTML file with a thumbnail and all values of each picture, sorted by any column. It needs no network.
+"""The page of a run: one HTML file with a thumbnail and all values of each picture, sorted by any column, offline.
 
-Names of files and methods are foreign text. They are escaped, and the page's own rule lets no script run but the one below.
+Names of files and methods are foreign text. They are escaped, and the page's own rule lets no script run but the one
+below.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ SIDES = ("generated", "content", "style", "identity")
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 16px; color-scheme: light dark }
-table { border-collapse: collapse; margin: 8px 0 24px } td, th { padding: 3px 8px; text-align: left; vertical-align: middle }
+table { border-collapse: collapse; margin: 8px 0 24px }
+td, th { padding: 3px 8px; text-align: left; vertical-align: middle }
 tr + tr td, tbody td { border-top: 1px solid #8884 } .number { text-align: right; font-variant-numeric: tabular-nums }
-thead th { position: sticky; top: 0; background: Canvas; white-space: nowrap } th button { all: unset; cursor: pointer; font-weight: 600 }
-th button:focus-visible { outline: 2px solid } th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
-i { display: inline-block; width: 112px; height: 112px; background: no-repeat center / contain } .told { max-width: 40em; overflow-wrap: anywhere }
+thead th { position: sticky; top: 0; background: Canvas; white-space: nowrap }
+th button { all: unset; cursor: pointer; font-weight: 600 }
+th button:focus-visible { outline: 2px solid }
+th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
+i { display: inline-block; width: 112px; height: 112px; background: no-repeat center / contain }
+.told { max-width: 40em; overflow-wrap: anywhere }
 """
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sorted")) {
@@ -38,7 +43,8 @@ for (const table of document.querySelectorAll("table.sorted")) {
     const keyed = [...body.rows].map(row => [row.cells[at].dataset.value ?? "", row]);
     const numbers = head.classList.contains("number");
     // What has no value comes last either way.
-    keyed.sort(([a], [b]) => (a === "") - (b === "") || sign * (numbers ? a - b : a.localeCompare(b, undefined, { numeric: true })));
+    const order = (a, b) => numbers ? a - b : a.localeCompare(b, undefined, { numeric: true });
+    keyed.sort(([a], [b]) => (a === "") - (b === "") || sign * order(a, b));
     for (const [, row] of keyed) body.append(row);
   });
 }
@@ -58,7 +64,8 @@ class Thumbnails:
         if path not in self.numbers and len(self.rules) < MOST:
             data = thumbnail(Path(path))
             self.numbers[path] = len(self.rules) if data else None
-            self.rules += [f".t{len(self.rules)} {{ background-image: url(data:image/jpeg;base64,{data}) }}"] * bool(data)
+            rule = f".t{len(self.rules)} {{ background-image: url(data:image/jpeg;base64,{data}) }}"
+            self.rules += [rule] * bool(data)
         number = self.numbers.get(path)
         mark = "" if number is None else f'<i class="t{number}"></i>'
         return f'<td title="{escaped(path)}" data-value="{escaped(Path(path).name)}">{mark}</td>'
@@ -87,7 +94,9 @@ def words(value) -> str:
 
 
 def number(value: float | None) -> str:
-    return '<td class="number"></td>' if value is None else f'<td class="number" data-value="{value!r}">{value:.4g}</td>'
+    if value is None:
+        return '<td class="number"></td>'
+    return f'<td class="number" data-value="{value!r}">{value:.4g}</td>'
 
 
 def table(heads: list[tuple[str, bool]], rows: list[str]) -> str:
@@ -97,12 +106,17 @@ def table(heads: list[tuple[str, bool]], rows: list[str]) -> str:
 
 
 def page(report: dict, arrows: dict[str, str], tables: list[str]) -> str:
-    """The HTML of a run's report (run.py writes it as JSON). arrows: metric -> "up" or "down"; tables: texts to show as they are."""
+    """The HTML of a run's report (run.py writes it as JSON).
+
+    arrows: metric -> "up" or "down"; tables: texts to show as they are.
+    """
     methods = report["methods"]
     metrics = list(dict.fromkeys(metric for result in methods.values() for metric in result["metrics"]))
     heads = [(metric + {"up": " \u2191", "down": " \u2193"}.get(arrows.get(metric), ""), True) for metric in metrics]
-    means = [f"<tr>{words(name)}{number(result['pictures'])}"
-             + "".join(number(result["metrics"].get(metric, {}).get("mean")) for metric in metrics) + "</tr>" for name, result in methods.items()]
+    means = []
+    for name, result in methods.items():
+        cells = "".join(number(result["metrics"].get(metric, {}).get("mean")) for metric in metrics)
+        means.append(f"<tr>{words(name)}{number(result['pictures'])}{cells}</tr>")
     thumbnails, rows = Thumbnails(), []
     items = [(name, item) for name, result in methods.items() for item in result["items"]]
     sides = [side for side in SIDES if any(side in item for _, item in items)]
@@ -113,14 +127,17 @@ def page(report: dict, arrows: dict[str, str], tables: list[str]) -> str:
         rows.append(f"<tr>{shown}{words(Path(item['generated']).name)}{words(name)}"
                     + "".join(number(item["values"].get(metric)) for metric in each) + f"{words(told)}</tr>")
     found = {metric: head for metric, head in zip(metrics, heads)}
-    every = [(side, False) for side in sides] + [("name", False), ("method", False), *(found[metric] for metric in each), ("notes", False)]
+    every = [(side, False) for side in (*sides, "name", "method")]
+    every += [*(found[metric] for metric in each), ("notes", False)]
     notes = [f"{metric} is skipped: {why}" for metric, why in report["skipped"].items()]
+    notes += [f"{name}: {line}" for name, result in methods.items() for line in result["notes"] + result["errors"]]
     notes += ["Interrupted: only a part was measured."] * (not report["complete"])
     notes += [f"The first {MOST} pictures have thumbnails."] * (len(thumbnails.rules) >= MOST)
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>How good the results are</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'">
 <style>{STYLE}{chr(10).join(thumbnails.rules)}</style></head><body>
 <h1>How good the results are</h1>
 <p>Click a column's head to sort. Arrows point to better values. Means are over the pictures that have a value.</p>
