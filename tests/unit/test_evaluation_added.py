@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from portrait_atelier.evaluation import csd, faces, flicker, image_reward, run, sets, structure, weights
+from portrait_atelier.evaluation import csd, faces, flicker, image_reward, run, sets, structure, tables, weights
 from portrait_atelier.evaluation.errors import EvaluationError, Undefined
 from portrait_atelier.stylegan.dino import Dino
 
@@ -288,3 +288,23 @@ def test_a_run_with_frames_leaves_out_what_cannot_be_read(tmp_path, capsys):
     assert [bool(item["errors"]) for item in report["A"]["items"]] == [False, True, False, False]
     assert report["B"]["metrics"]["flicker"]["mean"] is None and "B: flicker: no two frames" in capsys.readouterr().err
     assert "flicker ↓" in (tmp_path / "o.html").read_text(encoding="utf-8")
+
+
+# The tables beside the papers' own
+
+def test_the_added_tables_have_the_papers_rows():
+    def entry(value):
+        return {"mean": value, "sum": value * 4, "std": None, "count": 4, "undefined": 0}
+
+    def cells(text, method):
+        return [line.removeprefix(method).split() for line in text.splitlines() if line.startswith(method)]
+
+    metrics = {"fid": entry(12.), "identity": entry(.4), "diversity": entry(.6), "image_reward": entry(-1.), "clip": entry(.25)}
+    ours = {"pictures": 4, "metrics": metrics}
+    assert cells(tables.mmfs_1({"MMFS": ours}), "MMFS ") == [["ours", "12.00", "0.600", "0.600", "4"], ["paper", "10.39", "0.507", "0.583"]]
+    assert cells(tables.mmfs_1({"Mine": {"pictures": 4, "metrics": {}}}), "Mine") == [["ours", "-", "-", "-", "4"]]
+    found = cells(tables.fastface_2({"Hyper + DCG": ours}), "Hyper + DCG")
+    assert found == [["ours", "0.400", "0.250", "-1.000", "-", "4"], ["paper", "0.442", "0.264", "1.094", "0.184"]]
+    found = cells(tables.fastface_3({"Turbo + AM2 @0.5": ours}), "Turbo + AM2")
+    assert found[0] == ["ours", "-", "-", "-", "-", "0.400", "0.250", "-", "-", "4"]
+    assert found[1] == ["paper", "0.443", "0.230", "5.647", "62", "0.283", "0.240", "5.784", "51"]
