@@ -10,7 +10,7 @@
     python3 atelier.py train-style --picture F [--output F] ...           a style LoRA from one picture (--help lists all)
     python3 atelier.py train-demo [ARGUMENTS]                              train the demo model anew
     python3 atelier.py train-mmfs --phase P --out DIR [ARGUMENTS]          train a face stylizer (MMFS)
-    python3 atelier.py evaluate MANIFEST [ARGUMENTS]                       the papers' metrics (docs/evaluation.md)
+    python3 atelier.py evaluate FOLDER|MANIFEST ... [ARGUMENTS]            how good results are: the papers' metrics, a page to sort
 
 The first call sets everything up in .atelier/ beside this file: a virtual environment with torch, and ComfyUI.
 COMFYUI_PATH=FOLDER uses your own ComfyUI instead (with the Python in COMFYUI_PYTHON; without that, the one in the
@@ -61,7 +61,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # torch 2.11 is made for the
     sys.exit(2)
 
 from headless.batch.command import add_arguments as add_batch_arguments, batch  # noqa: E402
-from headless.environment import HOME, environment, install_ray  # noqa: E402
+from headless.environment import HOME, environment, install  # noqa: E402
 from headless.errors import AtelierError, told  # noqa: E402
 from headless.models import report  # noqa: E402
 from headless.own import own_server  # noqa: E402
@@ -99,9 +99,13 @@ def run_batch(arguments: list, display: Display) -> int:
     options = parser.parse_args(given)
     if options.ray is not None and not importlib.util.find_spec("ray"):  # go on in a Python that has it
         env = environment(display)
-        install_ray(env, display)
+        install(env, display, "ray", "--ray")
         return env.run(ROOT / "atelier.py", "batch", *arguments)
-    return batch(options, own_server(display, extra), display, extra)
+    code = batch(options, own_server(display, extra), display, extra)
+    if options.evaluate:
+        output = Path(options.output).expanduser().absolute()
+        code = environment(display).run_module("evaluation.run", output, "--output", output / "evaluation.json") or code
+    return code
 
 
 def run_models(arguments: list, display: Display) -> int:
@@ -161,7 +165,13 @@ def run_train_mmfs(arguments: list, display: Display) -> int:
 
 
 def run_evaluate(arguments: list, display: Display) -> int:
-    return environment(display).run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
+    env = environment(display)
+    if arguments[:1] == ["--install"]:
+        install(env, display, "evaluate", "evaluate --install")
+        arguments = arguments[1:]
+        if not arguments:
+            return 0
+    return env.run_module("evaluation.run", "--folder", os.getcwd(), *arguments)
 
 
 def run_pictures(arguments: list, display: Display) -> int:

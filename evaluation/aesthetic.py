@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
@@ -22,25 +24,28 @@ class Aesthetic:
 
     def __init__(self, tools):
         path = tools.find(self.name, *self.files)
-        self.clip, tensors = tools.clip, read_tensors(path)
-        numbers = sorted((key.removesuffix("weight") for key in tensors if key.endswith("weight")), key=layer_number)
-        self.layers = []
-        width = self.clip.width
-        for prefix in numbers:
-            weight, bias = tensors[prefix + "weight"].float(), tensors.get(prefix + "bias", torch.zeros(1)).float()
-            if weight.ndim != 2 or weight.shape[1] != width:
-                raise EvaluationError(f"{path} is no linear head on CLIP's {self.clip.width} values: {prefix}weight has the shape "
-                                      f"{list(weight.shape)}")
-            width = weight.shape[0]
-            self.layers.append((weight.to(tools.device), bias.to(tools.device)))
-        if width != 1:
-            raise EvaluationError(f"{path} is no linear head on CLIP's embedding: it ends in {width} values")
+        self.clip = tools.clip
+        self.layers = linear_layers(read_tensors(path), self.clip.width, path, tools.device)
 
     def __call__(self, item: dict) -> float:
         x = self.clip.image(pictures.load(item["generated"]))
         for weight, bias in self.layers:
             x = F.linear(x, weight, bias)
         return float(x)
+
+
+def linear_layers(tensors: dict[str, torch.Tensor], width: int, path: Path, device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(weight, bias) of each layer in order, from `width` values to one. Raises EvaluationError."""
+    layers, inputs = [], width
+    for prefix in sorted((key.removesuffix("weight") for key in tensors if key.endswith("weight")), key=layer_number):
+        weight, bias = tensors[prefix + "weight"].float(), tensors.get(prefix + "bias", torch.zeros(1)).float()
+        if weight.ndim != 2 or weight.shape[1] != inputs:
+            raise EvaluationError(f"{path} has no linear layers on {width} values: {prefix}weight has the shape {list(weight.shape)}")
+        inputs = weight.shape[0]
+        layers.append((weight.to(device), bias.to(device)))
+    if inputs != 1:
+        raise EvaluationError(f"{path} has no linear layers to one value: the last one ends in {inputs} values")
+    return layers
 
 
 def layer_number(prefix: str) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torchvision.transforms.functional import normalize
 
 from . import pictures
-from .clip_model import MEAN, STD, token_ids, tokenizer
-from .clip_resnet import load
+from .clip_model import MEAN, STD, TOKENS, token_ids, tokenizer
+from .errors import EvaluationError
+from .weights import library, read_tensors
 
 PROMPTS = ("Good photo.", "Bad photo.")
 
@@ -17,15 +20,24 @@ class ClipIqa:
     name, needs, better = "clip_iqa", ("generated",), "up"
 
     def __init__(self, tools):
+        clip = library("piq.feature_extractors.clip")
         path = tools.find(self.name, "resnet50_clip.openai/open_clip_model.safetensors",
                           "resnet50_clip.openai/open_clip_pytorch_model.bin")
-        self.device, self.network, tokenize = tools.device, load(path, tools.device), tokenizer()
+        tensors, tokenize = read_tensors(path), tokenizer()
+        if "visual.layer1.0.conv1.weight" not in tensors:
+            raise EvaluationError(f"{path} is no CLIP with a ResNet: visual.layer1.0.conv1.weight is missing")
+        try:
+            # Halves the weights, as OpenAI's own are.
+            self.network = clip.build_model(tensors).float().to(tools.device).requires_grad_(False)
+        except (KeyError, RuntimeError, AssertionError, ValueError) as error:
+            raise EvaluationError(f"{path} is no CLIP with a ResNet: {pictures.first_line(error)}") from None
+        self.device = tools.device
+        ids = [token_ids(tokenize, words) for words in PROMPTS]
+        tokens = torch.tensor([numbers + [0] * (TOKENS - len(numbers)) for numbers in ids], device=self.device)
         with torch.inference_mode():
-            self.texts = torch.cat([self.network.text(torch.tensor([token_ids(tokenize, words)], device=self.device))
-                                    for words in PROMPTS])
+            self.texts = F.normalize(self.network.encode_text(tokens), dim=1)
 
     def __call__(self, item: dict) -> float:
-        x = pictures.as_batch(pictures.load(item["generated"]), self.device)
-        x = (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
-        logits = self.network.logit_scale.exp() * self.network.image(x) @ self.texts.T
-        return float(logits.softmax(1)[0, 0])
+        x = normalize(pictures.as_batch(pictures.load(item["generated"]), self.device), MEAN, STD)
+        image = F.normalize(self.network.encode_image(x, pos_embedding=False), dim=1)
+        return float((self.network.logit_scale.exp() * image @ self.texts.T).softmax(1)[0, 0])

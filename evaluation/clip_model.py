@@ -46,8 +46,8 @@ class Clip:
         return self.see(torch.stack([self.cut(picture) for picture in pictures]))[0]
 
     def cut(self, picture: Image.Image) -> torch.Tensor:
-        """[3, 224, 224] in [0, 1]: the shorter side scaled, bicubic, and the middle cut out, as CLIP's own code does."""
-        return to_tensor(center_crop(resize(picture, self.side, InterpolationMode.BICUBIC), self.side))
+        """[3, 224, 224] in [0, 1]."""
+        return cut(picture, self.side)
 
     def see(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures [B, 3, h, w] in [0, 1] -> (embeddings [B, D] of length 1, patches [B, 49, C] after the fourth layer).
@@ -65,6 +65,11 @@ class Clip:
         """The embedding [D] of a text, of length 1. CLIP reads 77 tokens; later ones are cut off."""
         tokens = torch.tensor([token_ids(self.tokenize, words)], device=self.device)
         return F.normalize(self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)[0], dim=0)
+
+
+def cut(picture: Image.Image, side: int) -> torch.Tensor:
+    """[3, side, side] in [0, 1]: the shorter side scaled, bicubic, and the middle cut out, as CLIP's own code does."""
+    return to_tensor(center_crop(resize(picture, side, InterpolationMode.BICUBIC), side))
 
 
 def tokenizer(folder: Path | None = None):

@@ -64,6 +64,34 @@ class Identity:
         return float(np.asarray(person.normed_embedding, np.float64) @ np.asarray(face.normed_embedding, np.float64))
 
 
+class CopyPaste:
+    """Is the face the photo's own rather than the person's? From -1 to 1, as WithAnyone (2025) defines it.
+
+    (angle to another photo of the person - angle to the identity photo) / angle between these two: 1 for a copy of the
+    identity photo, 0 for a face that is as near to both, -1 for a copy of the other photo. Angles are those of embeddings.
+    """
+
+    name, needs, better = "copy_paste", ("generated", "identity", "other_photo"), "down"
+
+    def __init__(self, tools):
+        self.faces = tools.faces
+
+    def __call__(self, item: dict) -> float:
+        found = {}
+        for side in self.needs:
+            face = self.faces.best(item[side])
+            if face is None and side == "generated":
+                raise Undefined("no face in the generated picture")
+            if face is None:
+                raise EvaluationError(f"{item[side]} shows no face to compare with")
+            found[side] = np.asarray(face.normed_embedding, np.float64)
+        to_other, to_photo, between = (np.arccos(np.clip(found[a] @ found[b], -1, 1)) for a, b in (
+            ("generated", "other_photo"), ("generated", "identity"), ("identity", "other_photo")))
+        if between < 1e-3:
+            raise EvaluationError(f"{item['other_photo']} shows the same face as {item['identity']}: give another photo of the person")
+        return float((to_other - to_photo) / between)
+
+
 class FaceFails:
     """1 where no face is found in the generated picture, else 0; their sum is FastFace's column FFC."""
 

@@ -6,7 +6,7 @@ import torch
 from torchvision import models
 
 from . import pictures
-from .lpips import at_layers, trunk
+from .weights import fill, read_tensors
 
 LAYERS = (1, 6, 11, 20, 29)  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 of VGG19
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: what torchvision's weights were trained with
@@ -19,7 +19,11 @@ class GramStyle:
 
     def __init__(self, tools):
         self.device = tools.device
-        self.features = trunk(models.vgg19, tools.find(self.name, "vgg19-dcbb9e9d.pth"), self.device)
+        path = tools.find(self.name, "vgg19-dcbb9e9d.pth")
+        with torch.device("meta"):
+            features = models.vgg19(weights=None).features
+        tensors = {key.removeprefix("features."): value for key, value in read_tensors(path).items() if key.startswith("features.")}
+        self.features = fill(features, tensors, path, self.device)
 
     def __call__(self, item: dict) -> float:
         generated = pictures.load(item["generated"])
@@ -29,7 +33,12 @@ class GramStyle:
     def activations(self, picture) -> list[torch.Tensor]:
         x = pictures.as_batch(picture, self.device)
         x = (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
-        return list(at_layers(self.features, x, LAYERS))
+        found = []
+        for number, layer in enumerate(self.features[:LAYERS[-1] + 1]):
+            x = layer(x)
+            if number in LAYERS:
+                found.append(x)
+        return found
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:

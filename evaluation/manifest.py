@@ -1,4 +1,5 @@
-"""The list of what to measure: a JSON file with, for each method, its generated pictures and what they were made from."""
+"""The list of what to measure: a JSON file with, for each method, its generated pictures and what they were made from; or the
+folder that `atelier.py batch` wrote, whose report says the same."""
 
 from __future__ import annotations
 
@@ -8,20 +9,57 @@ from pathlib import Path
 
 from .errors import EvaluationError
 
-PICTURES = ("generated", "identity", "content", "style")
-TEXTS = ("prompt", "style_prompt")
-NUMBERS = ("seconds", "fine_tuning_seconds")
+PICTURES = ("generated", "identity", "other_photo", "content", "style")
+TEXTS = ("prompt", "style_prompt", "sequence")
+NUMBERS = ("seconds", "fine_tuning_seconds", "peak_memory")
 
 
-def read(path: Path) -> dict[str, list[dict]]:
-    """Method name -> items; the pictures' paths, relative to the file, become whole ones. Raises EvaluationError.
+def read(paths: list[Path]) -> dict[str, list[dict]]:
+    """Method name -> items, of manifests and of output folders of `batch`; pictures' paths become whole ones. Raises EvaluationError.
 
     Whether the pictures can be read shows when they are measured: one bad picture must not lose the others.
     """
+    methods = {}
+    for path in paths:
+        found = of_batch(path) if path.is_dir() else of_manifest(path)
+        twice = next(iter(found.keys() & methods.keys()), None)
+        if twice is not None:
+            raise EvaluationError(f"the method {twice!r} of {path} is in an earlier file or folder too: give each its own name")
+        methods |= found
+    return methods
+
+
+def lines_of(path: Path, what: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"the manifest {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise EvaluationError(f"the {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def of_batch(folder: Path) -> dict[str, list[dict]]:
+    """The results of a batch, as one method with the folder's name. Who is on the content has to be on the result too."""
+    report = folder / "report.jsonl"
+    items, where, prompt = {}, Path(), None
+    for number, line in enumerate(lines_of(report, "report of a batch").split("\n")[:-1], 1):  # a last line that is cut off is none
+        try:
+            entry = json.loads(line)
+            if "call" in entry:
+                where, prompt = Path(entry.get("folder", "")), dict(entry["call"]["settings"]).get("prompt")
+            elif entry.get("output") and not entry.get("error"):
+                inputs = {side: where / path for side, path in entry["inputs"].items()}
+                item = {"generated": folder / entry["output"], "content": inputs.get("content"), "style": inputs.get("style"),
+                        "identity": inputs.get("face", inputs.get("content")), "prompt": entry["settings"].get("prompt", prompt),
+                        **{key: entry.get(key) for key in NUMBERS}}
+                items[entry["output"]] = {key: value for key, value in item.items() if value is not None}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"the report of a batch {report}, line {number}, is no line of one: {error}") from None
+    if not items:
+        raise EvaluationError(f"the report of a batch {report} tells of no result: there is nothing to measure")
+    return {folder.resolve().name.encode("utf-8", "replace").decode(): list(items.values())}
+
+
+def of_manifest(path: Path) -> dict[str, list[dict]]:
+    text = lines_of(path, "manifest")
     try:
         methods = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -47,7 +85,7 @@ def fault_of(item) -> str | None:
             return f"unknown key {key!r}: there are {', '.join((*PICTURES, *TEXTS, *NUMBERS))}"
         if key in NUMBERS:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                return f"{key} must be a number of seconds, not {json.dumps(value)}"
+                return f"{key} must be a number that is not negative, not {json.dumps(value)}"
         elif not isinstance(value, str) or not value.strip():
             return f"{key} must be a text that is not empty, not {json.dumps(value)}"
     return None if "generated" in item else "the key 'generated' is missing: the path of the picture to measure"

@@ -1,4 +1,4 @@
-"""`python3 atelier.py evaluate MANIFEST`: measure generated pictures with the metrics of the papers.
+"""`python3 atelier.py evaluate FOLDER|MANIFEST ...`: measure generated pictures with the metrics of the papers.
 
 Exit codes: 0 done (metrics without weights are skipped and named); 1 an item or a metric's weights could not be read,
 or nothing was measured; 2 a bad call; 130 interrupted (what was measured is written).
@@ -18,8 +18,8 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 from .errors import EvaluationError, MissingWeights, Undefined  # noqa: E402
-from .manifest import NUMBERS, read  # noqa: E402
-from .tables import TABLES  # noqa: E402
+from .manifest import NUMBERS, PICTURES, read  # noqa: E402
+from .tables import TABLES, means  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,11 +33,13 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = Parser("atelier.py evaluate", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("manifest", type=Path, help="JSON file that lists the pictures (docs/evaluation.md)")
-    add("--output", type=Path, default=ROOT / ".atelier" / "evaluate.json", metavar="FILE",
-        help="where to write all values as JSON (default: .atelier/evaluate.json)")
+    add("manifests", type=Path, nargs="+", metavar="FOLDER|MANIFEST",
+        help="output folder of a batch, or JSON file that lists pictures (docs/evaluation.md); several are compared")
+    add("--output", type=Path, default=ROOT / ".atelier" / "evaluate.json", metavar="FILE.json",
+        help="where to write all values; the page to look at them goes beside it, as .html (default: .atelier/evaluate.json)")
     add("--print", choices=sorted(TABLES), nargs="+", default=[], metavar="TABLE", dest="tables",
         help=f"tables to print, beside the papers' numbers: {', '.join(sorted(TABLES))}")
+    add("--install", action="store_true", help="first of all, alone or with more: the packages that LPIPS, CLIP-IQA, FID and ArtFID need")
     add("--models", type=Path, action="append", default=[], metavar="FOLDER",
         help="a folder like ComfyUI's models/ to look for weights in, instead of ComfyUI's; may be repeated")
     add("--lpips", choices=["alex", "vgg"], default="alex", help="network of LPIPS (default: alex)")
@@ -49,8 +51,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     def whole(path: Path) -> Path:
         return Path(os.path.abspath(options.folder / path.expanduser()))
 
-    options.manifest, options.output = whole(options.manifest), whole(options.output)
+    options.manifests, options.output = list(map(whole, options.manifests)), whole(options.output)
     options.models = list(map(whole, options.models))
+    if options.output.suffix == ".html":
+        raise EvaluationError(f"--output {options.output} is for the values, as .json; the page goes beside it by itself")
     return options
 
 
@@ -61,19 +65,26 @@ def metrics_for(methods: dict, options, say) -> tuple[list, dict, dict, bool]:
     from .aesthetic import Aesthetic
     from .clip_iqa import ClipIqa
     from .clip_score import ClipScore
-    from .faces import FaceFails, FaceStyle, Identity
+    from .csd import Csd
+    from .faces import CopyPaste, FaceFails, FaceStyle, Identity
+    from .flicker import Flicker
     from .gram import GramStyle
+    from .image_reward import ImageReward
     from .lpips import Lpips
+    from .sets import ArtFid, Diversity, Fid
+    from .structure import DinoStructure
+    from .style_id import StyleId
     from .weights import Tools, model_folders
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     tools = Tools(model_folders(options.models), device, options.face_pack)
     items = [item for method in methods.values() for item in method]
     loaded, skipped, broken = [], {}, False
-    for metric in (Identity, FaceFails, ClipScore, FaceStyle, Aesthetic, Lpips, ClipIqa, GramStyle):
+    for metric in (Identity, StyleId, CopyPaste, FaceFails, ClipScore, ImageReward, FaceStyle, Aesthetic, Lpips, DinoStructure, ClipIqa, GramStyle, Csd,
+                   Fid, ArtFid, Diversity, Flicker):
         if not any(set(metric.needs) <= set(item) for item in items):
             continue
         try:
-            loaded.append(metric(tools, options.lpips) if metric is Lpips else metric(tools))
+            loaded.append(metric(tools, options.lpips) if metric in (Lpips, Diversity) else metric(tools))
         except EvaluationError as error:
             skipped[metric.name] = str(error)
             tools.used.pop(metric.name, None)
@@ -84,28 +95,53 @@ def metrics_for(methods: dict, options, say) -> tuple[list, dict, dict, bool]:
 
 def measure(item: dict, metrics: list) -> dict:
     """All values of one item. A metric that fails leaves a line in "errors" and does not stop the others."""
+    from .pictures import load
     values, notes, errors = {key: float(item[key]) for key in NUMBERS if key in item}, [], []
     for metric in metrics:
         if not set(metric.needs) <= set(item):
             continue
-        try:
-            value = metric(item)
-            if not math.isfinite(value):
-                raise Undefined("the value is not a number")
-        except Undefined as error:
-            value = None
-            notes.append(f"{metric.name}: {error}")
-        except (EvaluationError, RuntimeError) as error:  # RuntimeError: torch's, out of memory among them
-            if str(error) not in errors:  # the same unreadable picture for every metric
-                errors.append(str(error))
-            continue
-        values[metric.name] = value
+        if whole(metric):  # is told of a picture that cannot be read now, and goes without it later
+            attempt(lambda item: [load(item[key]) for key in metric.needs if key in PICTURES] and 0, metric, item, notes, errors)
+        else:
+            values |= attempt(metric, metric, item, notes, errors)
     told = {key: str(value) for key, value in item.items() if key not in NUMBERS}
     return {**told, "values": values, "notes": notes, "errors": errors}
 
 
-def summary(items: list[dict]) -> dict:
-    """Mean, standard deviation (of the sample) and count of each metric over the items where it has a value."""
+def attempt(work, metric, given, notes: list, errors: list) -> dict:
+    """{metric: what `work(given)` gives}, None for no number; nothing where it fails. Lines are added to notes and errors."""
+    try:
+        value = work(given)
+        if not math.isfinite(value):
+            raise Undefined("the value is not a number")
+    except Undefined as error:
+        notes.append(f"{metric.name}: {error}")
+        return {metric.name: None}
+    except (EvaluationError, RuntimeError) as error:  # RuntimeError: torch's, out of memory among them
+        if str(error) not in errors:  # the same unreadable picture for every metric
+            errors.append(str(error))
+        return {}
+    return {metric.name: value}
+
+
+def whole(metric) -> bool:
+    """Whether the metric is one of all pictures of a method together."""
+    return getattr(metric, "whole", False)
+
+
+def together(items: list[dict], metrics: list) -> dict:
+    """What the pictures of a method have only together: the summaries of such metrics, "notes" and "errors"."""
+    found, notes, errors = {}, [], []
+    for metric in filter(whole, metrics):
+        mine = [item for item in items if set(metric.needs) <= set(item)]
+        for name, value in attempt(metric, metric, mine, notes, errors).items() if mine else ():
+            there = len(mine) * (value is not None)
+            found[name] = {"mean": value, "std": None, "sum": value, "count": there, "undefined": len(mine) - there}
+    return {"metrics": found, "notes": notes, "errors": errors}
+
+
+def summary(items: list[dict], shared: dict) -> dict:
+    """Mean, standard deviation (of the sample) and count of each metric over the items where it has a value; and what they share."""
     metrics = {}
     for name in dict.fromkeys(name for item in items for name in item["values"]):
         all_values = [item["values"][name] for item in items if name in item["values"]]
@@ -113,29 +149,18 @@ def summary(items: list[dict]) -> dict:
         metrics[name] = {"mean": statistics.fmean(values) if values else None,
                          "std": statistics.stdev(values) if len(values) > 1 else None,
                          "sum": math.fsum(values), "count": len(values), "undefined": len(all_values) - len(values)}
-    return {"pictures": len(items), "metrics": metrics}
+    return {"pictures": len(items), **shared, "metrics": metrics | shared["metrics"]}
 
 
-def text(name: str, result: dict) -> str:
-    """One method for the terminal."""
-    lines = [f"{name}: {result['pictures']} pictures"]
-    for metric, entry in result["metrics"].items():
-        mean, std = ("-" if entry[key] is None else f"{entry[key]:.4f}" for key in ("mean", "std"))
-        more = f", sum {entry['sum']:.0f}" if metric == "face_fails" else ""
-        more += f", no value for {entry['undefined']}" if entry["undefined"] else ""
-        lines.append(f"  {metric:20} mean {mean}, std {std}, count {entry['count']}{more}")
-    return "\n".join(lines)
-
-
-def write(path: Path, report: dict) -> None:
-    """Wholly or not at all."""
+def write(path: Path, text: str) -> None:
+    """Wholly or not at all. Names of files that are no UTF-8 get question marks."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="replace")
     os.replace(part, path)
 
 
 def evaluate(options, say) -> int:
-    methods = read(options.manifest)
+    methods = read(options.manifests)
     # Now, and not after hours of measuring.
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.is_dir() or not os.access(options.output.parent, os.W_OK):
@@ -143,7 +168,9 @@ def evaluate(options, say) -> int:
     metrics, skipped, files, broken = metrics_for(methods, options, say)
     import torch
     from tqdm import tqdm
-    done, interrupted = {name: [] for name in methods}, False
+
+    from .page import page
+    done, shared, interrupted = {name: [] for name in methods}, {}, False
     jobs = [(name, item) for name, items in methods.items() for item in items]
     try:
         with torch.inference_mode():
@@ -152,26 +179,32 @@ def evaluate(options, say) -> int:
                 for error in done[name][-1]["errors"]:
                     with tqdm.external_write_mode(file=sys.stderr):  # does not run into the bar
                         say(f"{name}, item {len(done[name]) - 1}: {error}")
+            for name, items in methods.items():
+                shared[name] = together([item for item, told in zip(items, done[name]) if not told["errors"]], metrics)
+                for line in shared[name]["notes"] + shared[name]["errors"]:
+                    say(f"{name}: {line}")
     except KeyboardInterrupt:
         interrupted = True
-    results = {name: {**summary(items), "items": items} for name, items in done.items() if items}
-    write(options.output, {"manifest": str(options.manifest), "complete": not interrupted, "weights": files,
-                           "skipped": skipped, "methods": results})
-    for name, result in results.items():
-        print(text(name, result))
-    for name in options.tables:
-        print("\n" + TABLES[name](results))
-    print(f"\nall values: {options.output}", flush=True)
+    nothing = {"metrics": {}, "notes": [], "errors": []}
+    results = {name: {**summary(items, shared.get(name, nothing)), "items": items} for name, items in done.items() if items}
+    report = {"manifests": list(map(str, options.manifests)), "complete": not interrupted, "weights": files, "skipped": skipped,
+              "methods": results}
+    write(options.output, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    arrows = {metric.name: metric.better for metric in metrics}
+    printed = [TABLES[name](results) for name in options.tables]
+    view = options.output.with_suffix(".html")
+    write(view, page(report, arrows, printed))
+    print("\n\n".join([means(results, arrows), *printed, f"all values: {options.output}\nto look at and sort: {view}"]), flush=True)
     if interrupted:
         say("interrupted: what was measured is written")
         return 130
-    measured = any(item["values"] for items in done.values() for item in items)
+    measured = any(result["metrics"] for result in results.values())
     bad = sum(bool(item["errors"]) for items in done.values() for item in items)
     if not measured:
         say("nothing was measured: the lines above say why")
     elif bad:
         say(f"{bad} of {len(jobs)} items could not be measured wholly: the lines above say why")
-    return int(broken or bool(bad) or not measured)
+    return int(broken or bool(bad) or not measured or any(result["errors"] for result in results.values()))
 
 
 def main(words: list[str]) -> int:

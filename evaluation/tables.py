@@ -48,51 +48,129 @@ ZEPO_3 = {
     "W/o FM T=1": (0.766, 0.226, 2.411, 0.355),
 }
 
+FASTFACE_2_COLUMNS = (("face_sim", "up", "identity", 3), ("CLIP-score", "up", "clip", 3), ("IR", "up", "image_reward", 3),
+                      ("FCS", "up", "face_style", 3))
+FASTFACE_2 = {
+    "Hyper (base)": (0.519, 0.249, 0.988, 0.180),
+    "Hyper + DCG": (0.442, 0.264, 1.094, 0.184),
+    "Lightning (base)": (0.463, 0.245, 0.728, 0.175),
+    "Lightning + DCG": (0.392, 0.264, 0.921, 0.181),
+    "LCM (base)": (0.439, 0.259, 0.540, 0.180),
+    "LCM + DCG": (0.336, 0.270, 0.639, 0.181),
+    "Turbo (base)": (0.310, 0.252, 0.888, 0.165),
+    "Turbo + DCG": (0.254, 0.277, 1.007, 0.175),
+}
+
+# Table 3, realistic prompts.
+FASTFACE_3 = {
+    "Hyper (base)": (0.591, 0.241, 6.008, 0, 0.408, 0.255, 6.229, 19),
+    "Hyper + AM1": (0.673, 0.234, 6.017, 1, 0.523, 0.247, 6.220, 10),
+    "Hyper + AM2": (0.642, 0.224, 6.057, 0, 0.517, 0.239, 6.265, 3),
+    "Lightning (base)": (0.525, 0.240, 5.929, 0, 0.386, 0.249, 6.079, 18),
+    "Lightning + AM1": (0.612, 0.233, 5.930, 0, 0.494, 0.241, 6.088, 12),
+    "Lightning + AM2": (0.589, 0.218, 5.971, 0, 0.496, 0.231, 6.107, 1),
+    "LCM (base)": (0.552, 0.235, 5.754, 3, 0.380, 0.249, 5.927, 46),
+    "LCM + AM1": (0.610, 0.227, 5.783, 1, 0.477, 0.240, 5.942, 34),
+    "LCM + AM2": (0.597, 0.214, 5.802, 1, 0.476, 0.231, 5.974, 18),
+    "Turbo (base)": (0.349, 0.243, 5.650, 94, 0.189, 0.250, 5.764, 116),
+    "Turbo + AM1": (0.467, 0.235, 5.635, 57, 0.289, 0.244, 5.769, 63),
+    "Turbo + AM2": (0.443, 0.230, 5.647, 62, 0.283, 0.240, 5.784, 51),
+}
+
+MMFS_1_COLUMNS = (("FID", "down", "fid", 2), ("Arcface-Dist", "down", "arcface_dist", 3), ("LPIPS", "up", "diversity", 3))
+MMFS_1 = {
+    "MUNIT": (18.96, 0.511, 0.505),
+    "DRIT++": (16.18, 0.514, 0.489),
+    "BlendGAN": (51.94, 0.509, 0.482),
+    "MMFS": (10.39, 0.507, 0.583),
+}
+
+SCALE = "The paper does not say which layers and which scale its style loss has: compare its order only."
 CAPTION = ("Lines \"paper\" are the paper's numbers, on its pictures, models and hardware; lines \"ours\" are this manifest's.\n"
            "They are comparable only where pictures, prompts, weights and counts are the same.")
 
 
+def means(summaries: dict[str, dict], arrows: dict[str, str]) -> str:
+    """Every metric's mean ± standard deviation of the sample for each method, and in brackets how many have a value."""
+    rows = [["", *summaries]]
+    for metric in dict.fromkeys(metric for result in summaries.values() for metric in result["metrics"]):
+        entries = [result["metrics"].get(metric) for result in summaries.values()]
+        rows.append([title((metric, arrows[metric])) if metric in arrows else metric, *map(cell, entries)])
+    return "\n".join(aligned(rows, texts=1))
+
+
+def cell(entry: dict | None) -> str:
+    if entry is None or entry["mean"] is None:
+        return "-"
+    of = f" of {entry['count'] + entry['undefined']}" if entry["undefined"] else ""
+    return f"{entry['mean']:.4g}" + (f" ± {entry['std']:.2g}" if entry["std"] is not None else "") + f" ({entry['count']}{of})"
+
+
 def fastface_1(summaries: dict[str, dict]) -> str:
     """FastFace's table 1. The paper's FFC counts failures in all its pictures; n of ours is the number of pictures."""
-    names = list(dict.fromkeys([*FASTFACE_1, *(name.removesuffix(f" {HALF}") for name in summaries)]))
+    return halves("FastFace, table 1: baseline setup against FastFace setups", FASTFACE_1, summaries)
+
+
+def fastface_2(summaries: dict[str, dict]) -> str:
+    """FastFace's table 2, with ip_adapter_scale 0.8."""
+    return lines("FastFace, table 2: baseline setups against DCG", FASTFACE_2_COLUMNS, FASTFACE_2, summaries, "Model")
+
+
+def fastface_3(summaries: dict[str, dict]) -> str:
+    """FastFace's table 3, realistic prompts with ip_adapter_scale 0.8."""
+    return halves("FastFace, table 3: AM transforms against baseline setups", FASTFACE_3, summaries)
+
+
+def halves(heading: str, paper: dict, summaries: dict[str, dict]) -> str:
+    """Four columns with lora_scale 1.0, the same four with 0.5."""
     rows = []
-    for name in names:
-        halves = [summaries.get(name), summaries.get(f"{name} {HALF}")]
-        if any(halves):
-            rows.append([name, "ours", *(cell for half in halves for cell in [*values(half, FASTFACE), count(half)])])
-        if name in FASTFACE_1:
-            paper = list(map(printed, FASTFACE_1[name]))
-            rows.append([name, "paper", *paper[:4], "", *paper[4:], ""])
+    for name in dict.fromkeys([*paper, *(name.removesuffix(f" {HALF}") for name in summaries)]):
+        ours = [summaries.get(name), summaries.get(f"{name} {HALF}")]
+        if any(ours):
+            rows.append([name, "ours", *(cell for half in ours for cell in [*values(half, FASTFACE), count(half)])])
+        if name in paper:
+            cells = list(map(printed, paper[name]))
+            rows.append([name, "paper", *cells[:4], "", *cells[4:], ""])
     head = ["Model", "", *(title(column) for column in FASTFACE), "n", *(title(column) for column in FASTFACE), "n"]
     body = aligned([head, *rows])
     first, second = body[0].index("ID"), body[0].rindex("ID")
     over = " " * first + "lora_scale=1.0".ljust(second - first) + "lora_scale=0.5"
-    return "\n".join(["FastFace, table 1: baseline setup against FastFace setups", CAPTION, "", over, *body])
+    return "\n".join([heading, CAPTION, "", over, *body])
+
+
+def mmfs_1(summaries: dict[str, dict]) -> str:
+    """MMFS's table 1. Its Arcface-Dist is one minus the identity metric."""
+    flipped = {name: {**summary, "metrics": {**summary["metrics"], "arcface_dist": one_minus(summary["metrics"].get("identity"))}}
+               for name, summary in summaries.items()}
+    return lines("MMFS, table 1: random stylization", MMFS_1_COLUMNS, MMFS_1, flipped)
+
+
+def one_minus(entry: dict | None) -> dict | None:
+    return entry if entry is None or entry["mean"] is None else {**entry, "mean": 1 - entry["mean"]}
 
 
 def zepo_2(summaries: dict[str, dict]) -> str:
     """ZePo's table 2. Its style loss has no stated layers or scale, so only its order can be compared."""
-    return zepo("ZePo, table 2: comparison with conventional portrait stylization baselines", ZEPO_2_COLUMNS, ZEPO_2, summaries)
+    return lines("ZePo, table 2: comparison with conventional portrait stylization baselines", ZEPO_2_COLUMNS, ZEPO_2, summaries, note=SCALE)
 
 
 def zepo_3(summaries: dict[str, dict]) -> str:
     """ZePo's table 3."""
-    return zepo("ZePo, table 3: sampling steps T, with and without Feature Merge (FM)", ZEPO_3_COLUMNS, ZEPO_3, summaries)
+    return lines("ZePo, table 3: sampling steps T, with and without Feature Merge (FM)", ZEPO_3_COLUMNS, ZEPO_3, summaries, note=SCALE)
 
 
-def zepo(heading: str, columns: tuple, paper: dict, summaries: dict[str, dict]) -> str:
+def lines(heading: str, columns: tuple, paper: dict, summaries: dict[str, dict], first: str = "Method", note: str = "") -> str:
     rows = []
     for name in dict.fromkeys([*paper, *summaries]):
         if name in summaries:
             rows.append([name, "ours", *values(summaries[name], columns), count(summaries[name])])
         if name in paper:
-            rows.append([name, "paper", *map(printed, paper[name]), ""])
-    head = ["Method", "", *map(title, columns), "n"]
-    scale = "The paper does not say which layers and which scale its style loss has: compare its order only."
-    return "\n".join([heading, CAPTION, scale, "", *aligned([head, *rows])])
+            rows.append([name, "paper", *map(printed, paper[name], (digits for *_, digits in columns)), ""])
+    head = [first, "", *map(title, columns), "n"]
+    return "\n".join([heading, CAPTION, *[note] * bool(note), "", *aligned([head, *rows])])
 
 
-TABLES = {"fastface1": fastface_1, "zepo2": zepo_2, "zepo3": zepo_3}
+TABLES = {"fastface1": fastface_1, "fastface2": fastface_2, "fastface3": fastface_3, "mmfs1": mmfs_1, "zepo2": zepo_2, "zepo3": zepo_3}
 
 
 def title(column: tuple) -> str:
@@ -103,21 +181,21 @@ def values(summary: dict | None, columns: tuple) -> list[str]:
     cells = []
     for _, _, metric, digits in columns:
         entry = (summary or {}).get("metrics", {}).get(metric)
-        value = None if entry is None else entry["sum" if metric == "face_fails" else "mean"]
+        value = None if not entry else entry["sum" if metric == "face_fails" else "mean"]
         cells.append("-" if value is None else f"{value:.{digits}f}")
     return cells
 
 
-def printed(number: float) -> str:
+def printed(number: float, digits: int = 3) -> str:
     """As the papers print it."""
-    return str(number) if isinstance(number, int) else f"{number:.3f}"
+    return str(number) if isinstance(number, int) else f"{number:.{digits}f}"
 
 
 def count(summary: dict | None) -> str:
     return "" if summary is None else str(summary["pictures"])
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]], texts: int = 2) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+    return ["  ".join(cell.ljust(width) if i < texts else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +15,23 @@ from .errors import EvaluationError, MissingWeights
 from .pictures import first_line
 
 ROOT = Path(__file__).resolve().parents[1]
+# Where files come from; docs/evaluation.md has the licences.
+PAGES = {
+    "clip-vit-large-patch14": "https://huggingface.co/openai/clip-vit-large-patch14",
+    "styleid": "https://huggingface.co/kwanY/styleid",
+    "ava+logos-l14-linearMSE.pth": "https://github.com/christophschuhmann/improved-aesthetic-predictor",
+    "alexnet-owt-7be5be79.pth": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "vgg19-dcbb9e9d.pth": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+    "resnet50_clip.openai": "https://huggingface.co/timm/resnet50_clip.openai",
+    "dino_vitbase8_pretrain.pth": "https://github.com/facebookresearch/dino",
+    "csd-vit-l": "https://huggingface.co/tomg-group-umd/CSD-ViT-L",
+    "imagereward": "https://huggingface.co/THUDM/ImageReward, and vocab.txt from https://huggingface.co/google-bert/bert-base-uncased",
+    "weights-inception-2015-12-05-6726825d.pth": "https://github.com/toshas/torch-fidelity/releases",
+    "art_inception.pth": "https://huggingface.co/matthias-wright/art_inception",
+    "buffalo_l": "https://github.com/deepinsight/insightface/releases",
+}
+PACKAGES = ROOT / "requirements-evaluate.txt"
 
 
 def model_folders(given: list[Path]) -> list[Path]:
@@ -21,6 +40,15 @@ def model_folders(given: list[Path]) -> list[Path]:
         return given
     comfyui = os.environ.get("COMFYUI_PATH")
     return ([Path(comfyui) / "models"] if comfyui else []) + [ROOT / ".atelier" / "base" / "models"]
+
+
+def library(name: str):
+    """A module of the packages in requirements-evaluate.txt. Raises MissingWeights, which says how to get them."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingWeights(f"the package {name.split('.')[0]} cannot be imported ({first_line(error)}): python3 atelier.py evaluate "
+                             f"--install, or for a ComfyUI of yours {sys.executable} -m pip install -r {PACKAGES}") from None
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +89,8 @@ class Tools:
                 if (place / name).exists():
                     self.used.setdefault(metric, []).append(str(place / name))
                     return place / name
-        raise MissingWeights(f"{' or '.join(names)} is not in {', '.join(map(str, searched))} (docs/evaluation.md: where it comes from)")
+        page = PAGES.get(Path(names[0]).parts[0], "docs/evaluation.md says where it comes from")
+        raise MissingWeights(f"{' or '.join(names)} is not in {', '.join(map(str, searched))}; get it from {page}")
 
     @cached_property
     def clip(self):

@@ -23,7 +23,6 @@ from .progress import Display
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".atelier"
 OLDEST = HOME / "ComfyUI-oldest"  # for the tests: the oldest ComfyUI that the pack runs on
-RAY = ROOT / "requirements-ray.txt"
 PACK = "portrait-atelier"
 SPACE = 8e9  # bytes that a complete .atelier/ takes, with some air
 # Options of ComfyUI by which the user says where it computes: none of them goes with --cpu.
@@ -175,8 +174,10 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
         pip(display, python, "Install torch and what ComfyUI needs", "install", "--no-compile", "-r", str(packages),
             "-r", str(comfyui / "requirements.txt"))
 
+    needed = [ROOT / f"requirements-{name}.txt" for name in ("test", "evaluate")]
+
     def install_test_packages():
-        pip(display, python, "Install what the tests need", "install", "-r", str(ROOT / "requirements-test.txt"))
+        pip(display, python, "Install what the tests need", "install", *(word for path in needed for word in ("-r", str(path))))
         # insightface brings opencv-python, which needs a screen's libGL: the same files without that need take its place.
         pip(display, python, "Use OpenCV without a screen", "install", "--force-reinstall", "--no-deps", "opencv-python-headless")
 
@@ -184,18 +185,23 @@ def set_up(python: Path, comfyui: Path, display: Display, tests: bool) -> None:
     stage("comfyui", pin.read_text(encoding="utf-8"), lambda: make_comfyui(pin, comfyui))
     stage("packages", packages.read_text(encoding="utf-8") + pin.read_text(encoding="utf-8"), install_packages)
     if tests:
-        stage("tests", (ROOT / "requirements-test.txt").read_text(encoding="utf-8"), install_test_packages)
+        stage("tests", "".join(path.read_text(encoding="utf-8") for path in needed), install_test_packages)
         stage("oldest", oldest.read_text(encoding="utf-8"), lambda: make_comfyui(oldest, OLDEST))
     display.clear()
 
 
-def install_ray(env: Environment, display: Display) -> None:
-    """Ray into the environment in .atelier/, which only `batch --ray` asks for. AtelierError where the Python is the user's."""
+def install(env: Environment, display: Display, name: str, asked: str) -> None:
+    """The packages of requirements-NAME.txt into the environment in .atelier/, because the user `asked` for what needs them, as --ray.
+
+    AtelierError where the Python is the user's.
+    """
+    packages = ROOT / f"requirements-{name}.txt"
     if not env.own:
-        raise AtelierError(f"--ray needs the package ray, and COMFYUI_PATH names a ComfyUI of yours, into whose Python nothing is installed: run "
-                           f"this command in a Python that has it ({sys.executable} -m pip install -r {RAY})")
+        raise AtelierError(f"{asked} needs packages, and COMFYUI_PATH names a ComfyUI of yours, into whose Python nothing is installed: do that "
+                           f"yourself ({env.python} -m pip install -r {packages})")
     with locked(display):
-        stage("ray", RAY.read_text(encoding="utf-8"), lambda: pip(display, Path(env.python), "Install Ray", "install", "-r", str(RAY)))
+        stage(name, packages.read_text(encoding="utf-8"),
+              lambda: pip(display, Path(env.python), f"Install what {asked} needs", "install", "-r", str(packages)))
 
 
 def stage(name: str, pins: str, work) -> None:

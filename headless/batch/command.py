@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="workers on a Ray cluster: HOST:PORT of its head, auto on one of its machines, "
         "or nothing for this machine alone; one worker per GPU, else per --ray-cpus cores (docs/scale.md)")
     add("--ray-cpus", type=int, default=4, metavar="N", help="cores of a worker where the cluster has no GPUs (default: %(default)s)")
+    add("--evaluate", action="store_true", help="measure the results afterwards: a table here, evaluation.json and evaluation.html in the "
+        "output folder (docs/evaluation.md)")
     add_settings(parser)
 
 

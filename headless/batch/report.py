@@ -30,7 +30,7 @@ class Report:
     def __init__(self, folder: Path, call: dict):
         self.folder, self.lock = folder, threading.Lock()
         self.made: "dict[str, int]" = {}  # name -> hash of its inputs
-        self.path = folder / NAME
+        self.path, self.where = folder / NAME, None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a+b")
@@ -44,8 +44,9 @@ class Report:
                 changed = [key for key in dict.fromkeys((*earlier, *call)) if earlier.get(key) != call.get(key)]
                 raise AtelierError(f"--output {folder} holds results of another call ({', '.join(changed)} differ): name another folder, or "
                                    "repeat that call")
-            if earlier != call:
-                self.write({"call": call, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+            here = os.getcwd()  # what the paths of inputs start from
+            if (earlier, self.where) != (call, here):
+                self.write({"call": call, "folder": here, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         except BaseException:
             self.file.close()
             raise
@@ -63,7 +64,7 @@ class Report:
             except ValueError as error:
                 raise AtelierError(f"{self.path} is no report of a batch: {error}; name another output folder") from error
             if "call" in entry:
-                call = entry["call"]
+                call, self.where = entry["call"], entry.get("folder")
             elif entry.get("output") and not entry.get("error"):
                 self.made[entry["output"]] = hash(entry.get("stamp"))
         self.file.seek(0, os.SEEK_END)

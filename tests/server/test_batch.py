@@ -112,10 +112,16 @@ def test_all_pairs_with_each_picture_read_once(batch, atelier, server, client, f
     graph = json.loads(Image.open(folders / "out" / "b.c_neon.png").text["prompt"])
     assert {"b.c.png", "neon.png"} == {node["inputs"]["image"] for node in graph.values() if node["class_type"] == "LoadImage"}
     assert not any(node["class_type"].endswith(("SaveFeatures", "LoadFeatures")) for node in graph.values())
-    # The same call again makes nothing, and another call does not mix with it.
+    # The same call again makes nothing, and another call does not mix with it. What is there can be measured.
     client.call("/history", {"clear": True})
-    again = batch("--set", "Content features.seed=41", "--set", "Style features.seed=41")
+    again = batch("--set", "Content features.seed=41", "--set", "Style features.seed=41", "--evaluate")
     assert again.returncode == DONE and "0 results made, 6 were there" in again.stderr and runs(client) == []
+    assert "seconds" in again.stdout and "(6)" in again.stdout and str(folders / "out" / "evaluation.html") in again.stdout
+    assert "lpips is skipped: " in again.stderr and "Traceback" not in again.stderr
+    measured = json.loads((folders / "out" / "evaluation.json").read_text(encoding="utf-8"))["methods"]["out"]
+    one = next(item for item in measured["items"] if item["generated"].endswith("b.c_neon.png"))
+    assert not one["errors"] and one["values"]["seconds"] == entry["seconds"]
+    assert [one[side] for side in ("content", "identity", "style")] == [str(folders / name) for name in ("photos/b.c.png", "photos/b.c.png", "styles/neon.png")]
     other = batch("--seed", 5)
     assert other.returncode == ENDED and other.stderr.splitlines()[-1].startswith("atelier.py: --output out holds results of another call (settings")
 

@@ -3,6 +3,7 @@
 The networks have their true architecture and random weights: trained ones cannot be shipped.
 """
 
+import importlib.util
 import json
 import os
 import socket
@@ -17,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from portrait_atelier.evaluation import aesthetic, faces, gram, lpips, manifest, pictures, run, tables, weights
+from portrait_atelier.evaluation import aesthetic, csd, faces, flicker, gram, lpips, manifest, pictures, run, sets, structure, tables, weights
 from portrait_atelier.evaluation.errors import EvaluationError, MissingWeights, Undefined
 
 ROOT = Path(__file__).resolve().parents[2]
+needs_packages = pytest.mark.skipif(importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is absent: atelier.py evaluate --install")
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M")
 
@@ -94,16 +96,11 @@ def alex_literal(tensors, x):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A models folder with the files of LPIPS (both networks) and of the style loss."""
+    """A models folder with the convolutions of LPIPS (both networks) and of the style loss."""
     folder = tmp_path_factory.mktemp("models") / "evaluation"
     folder.mkdir()
     files = SimpleNamespace(folder=folder.parent, vgg16=vgg_file(folder / "vgg16-397923af.pth", VGG16),
                             vgg19=vgg_file(folder / "vgg19-dcbb9e9d.pth", VGG19), alex=alex_file(folder / "alexnet-owt-7be5be79.pth"))
-    generator = torch.Generator().manual_seed(2)
-    files.heads = {}
-    for network, widths in (("alex", (64, 192, 384, 256, 256)), ("vgg", (64, 128, 256, 512, 512))):
-        files.heads[network] = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1, generator=generator) for i, n in enumerate(widths)}
-        torch.save(files.heads[network], folder / f"lpips_{network}.pth")
     return files
 
 
@@ -118,8 +115,16 @@ def unit_range(path):
 
 # LPIPS
 
+def heads_of(network):
+    """The published weights of LPIPS 0.1, which come with torchmetrics."""
+    package = Path(importlib.util.find_spec("torchmetrics").origin).parent
+    return torch.load(package / "functional" / "image" / "lpips_models" / f"{network}.pth", weights_only=True, map_location="cpu")
+
+
+@needs_packages
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_lpips_is_zhangs_definition(tmp_path, models, tools, network):
+    heads = heads_of(network)
     item = {"generated": picture(tmp_path / "a.png", 1, (96, 80)), "content": picture(tmp_path / "b.png", 2, (96, 80))}
     ours = lpips.Lpips(tools, network)(item)
     layers = []
@@ -131,12 +136,13 @@ def test_lpips_is_zhangs_definition(tmp_path, models, tools, network):
     expected = 0.
     for i, (a, b) in enumerate(zip(*layers)):
         a, b = (y / y.square().sum(1, keepdim=True).sqrt() for y in (a, b))
-        w = models.heads[network][f"lin{i}.model.1.weight"].double()
+        w = heads[f"lin{i}.model.1.weight"].double()
         expected += float(((a - b).square() * w).sum(1).mean())
-    assert len(layers[0]) == 5 and expected > .1
+    assert len(layers[0]) == 5 and len(heads) == 5 and expected > .01
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
+@needs_packages
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_lpips_of_equal_pictures_is_zero_and_it_is_symmetric(tmp_path, tools, network):
     a, b, metric = picture(tmp_path / "a.png", 1), picture(tmp_path / "b.png", 2), lpips.Lpips(tools, network)
@@ -145,6 +151,7 @@ def test_lpips_of_equal_pictures_is_zero_and_it_is_symmetric(tmp_path, tools, ne
         assert metric({"generated": a, "content": b}) == pytest.approx(metric({"generated": b, "content": a}), rel=1e-5)
 
 
+@needs_packages
 def test_lpips_brings_the_content_to_the_size_of_the_picture(tmp_path, tools):
     a, large = picture(tmp_path / "a.png", 1), tmp_path / "large.png"
     Image.open(a).resize((128, 128), Image.Resampling.NEAREST).save(large)
@@ -212,7 +219,7 @@ def test_the_aesthetic_head_is_linear(tmp_path):
     assert aesthetic_of(tmp_path / "deep", deep, "ava+logos-l14-linearMSE.pth", x) == pytest.approx(float(y), rel=1e-4)
 
 
-@pytest.mark.parametrize("tensors, part", [({"weight": torch.zeros(1, 512)}, "on CLIP's 768 values"),
+@pytest.mark.parametrize("tensors, part", [({"weight": torch.zeros(1, 512)}, "on 768 values"),
                                            ({"weight": torch.zeros(4, 768)}, "ends in 4 values")])
 def test_another_head_is_refused(tmp_path, tensors, part):
     with pytest.raises(EvaluationError, match=part):
@@ -292,7 +299,7 @@ def test_face_style_reads_the_cut_out_face(tmp_path, face_tools):
 
 def test_paths_are_relative_to_the_manifest(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps({"A": [{"generated": "x/1.png", "identity": "/p.png", "prompt": "a man", "seconds": 2}]}))
-    assert manifest.read(tmp_path / "m.json") == {"A": [{"generated": tmp_path / "x/1.png", "identity": Path("/p.png"), "prompt": "a man",
+    assert manifest.read([tmp_path / "m.json"]) == {"A": [{"generated": tmp_path / "x/1.png", "identity": Path("/p.png"), "prompt": "a man",
                                                          "seconds": 2}]}
 
 
@@ -317,7 +324,57 @@ def test_a_bad_manifest_is_one_line_and_code_2(tmp_path, capsys, content, part):
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["m.json", "--print", "zepo4"], ["m.json", "--lpips", "x"], ["m.json", "more"]])
+def report_of(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    text = "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
+    (folder / "report.jsonl").write_text(text[:-1] if lines[-1] == "cut" else text, encoding="utf-8")
+    return folder
+
+
+def made(name, content="a.png", **more):
+    return {"output": name, "inputs": {"content": content, "style": "s.png"}, "settings": {}, "seconds": 2.5, "error": None, **more}
+
+
+def test_the_folder_of_a_batch_is_a_manifest(tmp_path):
+    call = {"settings": [["steps", 4], ["prompt", "a head"], [None, "Prompt.text=x"]]}
+    folder = report_of(tmp_path / "my batch", {"call": call, "folder": "/there"}, made("1.png", "a\u2028b.png"), made("2.png", error="bad"),
+                       made("3.png", error="bad"), {"call": call, "folder": "/here"},
+                       made("3.png", inputs={"content": "c.png", "face": "f.png"}, settings={"prompt": "old"}, seconds=None),
+                       made("1.png", "/d.png", error="bad"), "cut")
+    assert manifest.read([folder]) == {"my batch": [
+        {"generated": folder / "1.png", "content": Path("/there/a\u2028b.png"), "style": Path("/there/s.png"),
+         "identity": Path("/there/a\u2028b.png"), "prompt": "a head", "seconds": 2.5},
+        {"generated": folder / "3.png", "content": Path("/here/c.png"), "identity": Path("/here/f.png"), "prompt": "old"}]}
+
+
+@pytest.mark.parametrize("lines, part", [(["{}", "["], "line 2, is no line of one"), (["3"], "line 1, is no line"), (["{}"], "tells of no result"),
+                                         (['{"output": "a.png"}'], "line 1, is no line"), (None, "cannot be read: No such file")])
+def test_a_folder_that_is_no_batch_is_one_line_and_code_2(tmp_path, capsys, lines, part):
+    folder = report_of(tmp_path / "x", *lines) if lines else tmp_path
+    assert run.main([str(folder), "--output", str(tmp_path / "out.json")]) == 2
+    err = capsys.readouterr().err
+    assert part in err and str(folder / "report.jsonl") in err and err.count("\n") == 1
+
+
+def test_two_methods_of_one_name_are_not_mixed(tmp_path, capsys):
+    (tmp_path / "m.json").write_text('{"x": [{"generated": "a.png", "seconds": 1}]}')
+    folder = report_of(tmp_path / "x", made("1.png"))
+    assert run.main([str(tmp_path / "m.json"), str(folder), "--output", str(tmp_path / "out.json")]) == 2
+    assert "the method 'x' of" in capsys.readouterr().err
+
+
+def test_twenty_thousand_results_and_names_that_are_no_text(tmp_path, capsys):
+    """Pages stay small enough to open: not every picture has a thumbnail. Bytes that are no UTF-8 become question marks."""
+    items = [{"generated": f"{number}.png", "seconds": number} for number in range(20_000)]
+    items[7]["generated"] = "\udcff.png"  # as Python reads such a name from the disk
+    (tmp_path / "m.json").write_text(json.dumps({"A": items}))
+    assert run.main([str(tmp_path / "m.json"), "--output", str(tmp_path / "o.json"), "--models", str(tmp_path)]) == 0
+    text = (tmp_path / "o.html").read_text(encoding="utf-8")
+    assert text.count("<tr>") == 20_000 + 3 and len(text) < 20e6 and "/?.png" in text
+    assert len(json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))["methods"]["A"]["items"]) == 20_000
+
+
+@pytest.mark.parametrize("words", [[], ["m.json", "--print", "zepo4"], ["m.json", "--lpips", "x"], ["m.json", "--output", "m.html"]])
 def test_a_bad_call_is_one_line_and_code_2(words, capsys):
     assert run.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -338,6 +395,7 @@ def evaluate(tmp_path, methods, *words):
     return code, json.loads((tmp_path / "out" / "results.json").read_text())
 
 
+@needs_packages
 def test_values_summary_and_skips(tmp_path, models, capsys):
     a, b, c = (picture(tmp_path / f"{i}.png", i) for i in range(3))
     items = [{"generated": "0.png", "content": "1.png", "style": "2.png", "seconds": 1}, {"generated": "0.png", "content": "0.png", "seconds": 2},
@@ -345,10 +403,13 @@ def test_values_summary_and_skips(tmp_path, models, capsys):
     code, report = evaluate(tmp_path, {"Ours": items}, "--models", models.folder)
     err = capsys.readouterr().err
     assert code == 0 and report["complete"]
-    assert set(report["skipped"]) == {"clip", "aesthetic", "clip_iqa"}
-    for name, file in (("clip", "clip-vit-large-patch14"), ("aesthetic", "ava+logos-l14-linearMSE.pth"), ("clip_iqa", "open_clip_model.safetensors")):
+    missing = {"clip": "clip-vit-large-patch14", "aesthetic": "ava+logos-l14-linearMSE.pth", "clip_iqa": "open_clip_model.safetensors",
+               "structure": "dino_vitbase8_pretrain.pth", "csd": "csd-vit-l", "fid": "weights-inception-2015-12-05-6726825d.pth",
+               "art_fid": "art_inception.pth", "image_reward": "ImageReward.pt"}
+    assert set(report["skipped"]) == set(missing)
+    for name, file in missing.items():
         lines = [line for line in err.splitlines() if line.startswith(f"atelier.py evaluate: {name} is skipped")]
-        assert len(lines) == 1 and file in lines[0] and str(models.folder / "evaluation") in lines[0]
+        assert len(lines) == 1 and file in lines[0] and str(models.folder / "evaluation") in lines[0] and "https://" in lines[0]
     assert "identity" not in err and "face_fails" not in err  # no item asks for them
     result = report["methods"]["Ours"]
     values = [item["values"] for item in result["items"]]
@@ -358,10 +419,11 @@ def test_values_summary_and_skips(tmp_path, models, capsys):
     assert told["std"] == pytest.approx(np.std([v["lpips"] for v in values], ddof=1)) and told["count"] == 3
     assert result["metrics"]["seconds"] == {"mean": 1.5, "std": pytest.approx(.5 ** .5), "sum": 3, "count": 2, "undefined": 0}
     assert result["metrics"]["style_loss"]["std"] is None
-    assert report["weights"]["lpips"] == [str(models.folder / "evaluation" / name) for name in ("lpips_alex.pth", "alexnet-owt-7be5be79.pth")]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert report["weights"]["lpips"] == [str(models.folder / "evaluation" / name) for name in ("alexnet-owt-7be5be79.pth",)]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.html", "results.json"}
 
 
+@needs_packages
 def test_a_bad_item_does_not_lose_the_others(tmp_path, models, capsys):
     picture(tmp_path / "good.png")
     (tmp_path / "junk.png").write_text("no picture")
@@ -382,14 +444,15 @@ def test_a_bad_item_does_not_lose_the_others(tmp_path, models, capsys):
 
 
 def test_values_that_are_no_numbers_are_told_and_left_out(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lpips.Lpips, "__init__", lambda self, tools, network: None)
+    monkeypatch.setattr(lpips.Lpips, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(sets.Diversity, "needs", ("nothing",))
     numbers = iter([.5, float("nan"), float("inf"), .7])
     monkeypatch.setattr(lpips.Lpips, "__call__", lambda self, item: next(numbers))
     code, report = evaluate(tmp_path, {"A": [{"generated": "a.png", "content": "b.png"}] * 4}, "--models", tmp_path)
     told = report["methods"]["A"]["metrics"]["lpips"]
     assert code == 0 and told["mean"] == pytest.approx(.6) and told["count"] == 2 and told["undefined"] == 2
     assert report["methods"]["A"]["items"][1]["notes"] == ["lpips: the value is not a number"]
-    assert "no value for 2" in capsys.readouterr().out
+    assert "(2 of 4)" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_told_first(tmp_path, capsys):
@@ -411,7 +474,8 @@ def test_ctrl_c_keeps_what_is_measured(tmp_path, monkeypatch):
         if item["generated"].name == "b.png":
             raise KeyboardInterrupt
         return .5
-    monkeypatch.setattr(lpips.Lpips, "__init__", lambda self, tools, network: None)
+    monkeypatch.setattr(lpips.Lpips, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(sets.Diversity, "needs", ("nothing",))
     monkeypatch.setattr(lpips.Lpips, "__call__", stop)
     code, report = evaluate(tmp_path, {"A": [{"generated": name, "content": "a.png"} for name in ("a.png", "b.png", "c.png")]}, "--models", tmp_path)
     assert code == 130 and not report["complete"] and len(report["methods"]["A"]["items"]) == 1
@@ -429,6 +493,17 @@ def test_broken_weights_are_named(tmp_path, capsys, content, part):
     code, report = evaluate(tmp_path, {"A": [{"generated": "a.png", "style": "a.png", "seconds": 1}]}, "--models", tmp_path)
     assert code == 1 and str(path) in report["skipped"]["style_loss"] and part in report["skipped"]["style_loss"]
     assert sum(str(path) in line for line in capsys.readouterr().err.splitlines()) == 1
+
+
+def test_without_the_packages_the_command_that_installs_them_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("torchmetrics", "torchmetrics.functional.image.lpips", "piq", "piq.feature_extractors.clip"):
+        monkeypatch.setitem(sys.modules, name, None)
+    picture(tmp_path / "a.png")
+    code, report = evaluate(tmp_path, {"A": [{"generated": "a.png", "content": "a.png", "seconds": 1}]}, "--models", tmp_path)
+    assert code == 0 and set(report["skipped"]) == {"lpips", "clip_iqa", "aesthetic", "diversity", "structure"}
+    for name, package in (("lpips", "torchmetrics"), ("clip_iqa", "piq")):
+        assert f"the package {package} cannot be imported" in report["skipped"][name]
+        assert "atelier.py evaluate --install" in report["skipped"][name] and str(ROOT / "requirements-evaluate.txt") in report["skipped"][name]
 
 
 def test_the_folders_are_comfyuis_unless_given(monkeypatch, tmp_path):

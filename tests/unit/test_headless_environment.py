@@ -230,3 +230,15 @@ def test_a_wrong_comfyui_of_the_user_is_told(home, tmp_path, monkeypatch, made, 
     monkeypatch.setenv("COMFYUI_PYTHON", "nowhere")
     with pytest.raises(AtelierError, match=told):
         environment.environment(display())
+
+
+def test_packages_are_installed_once_when_asked_for_and_never_into_a_users_python(home, monkeypatch):
+    calls = []
+    monkeypatch.setattr(environment, "pip", lambda display, python, what, *words: calls.append((python, *words)))
+    packages = str(environment.ROOT / "requirements-evaluate.txt")
+    for _ in range(2):
+        environment.install(environment.Environment("python-x", home, display(), own=True), display(), "evaluate", "evaluate --install")
+    assert calls == [(Path("python-x"), "install", "-r", packages)]
+    with pytest.raises(AtelierError, match="^evaluate --install needs packages.*python-y -m pip install -r") as error:
+        environment.install(environment.Environment("python-y", home, display(), own=False), display(), "evaluate", "evaluate --install")
+    assert packages in str(error.value) and len(calls) == 1

@@ -13,7 +13,7 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 RULES = {
     "attention": (set(), set()),
     "demo": ({"host", "attention", "guidance", "identity", "stylegan", "training"}, COMFY - {"comfy_api"}),
-    "evaluation": ({"identity"}, set()),
+    "evaluation": ({"identity", "stylegan"}, set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),
     "identity": (set(), set()),
