@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..portraits import ZOOM, caption_words, draw, sample_identities
+from ..portraits import FURTHEST, ZOOM, caption_words, draw, sample_identities
 from ..styles import NAMES, TRAINED, VARIANTS, paint
 from ..text import INDEX
 
@@ -15,7 +15,7 @@ SEED = 2_000_000
 PEOPLE = 8            # drawn at a time
 WORDS = 20            # most phrases a caption can hold before some are dropped
 STYLES_EACH = 5
-FAR, FURTHEST = .12, 2.2   # share of the people who stand further back, and how many times as far at most
+FAR = .12              # share of the people who stand further back
 HELD_OUT = .02        # share of the pictures that no stage learns from
 
 

@@ -61,7 +61,7 @@ def main() -> None:
         return
     packed = args.output or args.folder / "microworld.safetensors"
     pack(args.folder, packed,
-         {"recipe": "demo/making", "share": str(args.share), "identities": str(args.identities), "device": args.device})
+         {"recipe": "demo/making", "seed": str(pictures.SEED), "share": str(args.share), "identities": str(args.identities), "device": args.device})
     from . import report      # which samples, and so wants all of ComfyUI's packages; a bare machine can train without
     report.write(packed, args.folder, args.pairs)
 

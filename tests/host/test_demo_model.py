@@ -38,7 +38,7 @@ def test_epsilon_and_v_agree():
 
 
 def test_the_schedule_is_the_hosts():
-    model = demo_model.model(demo_model.network().state_dict(), 1., [[0.] * 3] * 16, [0.] * 3)
+    model = demo_model.model(demo_model.network(16, 48).state_dict(), 1., [[0.] * 3] * 16, [0.] * 3)
     sampling = model.get_model_object("model_sampling")
     expected = 1 / (1 + sampling.sigmas ** 2)
     torch.testing.assert_close(model.model.diffusion_model.alphas_cumprod, expected, rtol=1e-4, atol=1e-7)
