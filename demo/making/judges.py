@@ -14,7 +14,7 @@ from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 from .pictures import PEOPLE, SEED
 
-IMAGES, RATE = 250_000, 2e-3
+IMAGES, RATE = 62_500, 2e-3
 STYLES_EACH = 6
 
 
