@@ -13,10 +13,10 @@ from ..styles import NAMES, render
 SIZE = 256
 # Name of the file -> style, its palette, seed of the person, and what is not left to that seed.
 PEOPLE = {
-    "content": ("photo", 0, 41, {"cut": "curly", "hair": "brown", "hat": "none", "skin": "fair", "eyes": "green", "background": "teal", "shirt": "red",
-                                 "scene": "plain", "glasses": 1, "beard": 0, "moustache": 0, "open_mouth": 0, "mouth_curve": .08, "brow_tilt": 0, "light": .8}),
-    "content-2": ("photo", 2, 42, {"cut": "long", "hair": "red", "hat": "none", "skin": "pale", "eyes": "blue", "background": "green", "shirt": "blue",
+    "content": ("photo", 2, 42, {"cut": "long", "hair": "red", "hat": "none", "skin": "pale", "eyes": "blue", "background": "green", "shirt": "blue",
                                    "scene": "plain", "glasses": 0, "beard": 0, "moustache": 0, "open_mouth": 0, "earrings": 1, "blush": 1, "mouth_curve": .07, "brow_tilt": 0, "light": -.7}),
+    "content-2": ("photo", 0, 41, {"cut": "curly", "hair": "brown", "hat": "none", "skin": "fair", "eyes": "green", "background": "teal", "shirt": "red",
+                                 "scene": "plain", "glasses": 1, "beard": 0, "moustache": 0, "open_mouth": 0, "mouth_curve": .08, "brow_tilt": 0, "light": .8}),
     "style": ("popart", 0, 43, {"hat": "bowler", "scene": "plain", "beard": 0, "mouth_curve": .06}),
     "style-cartoon": ("cartoon", 0, 44, {"hat": "beanie", "cut": "short", "glasses": 1}),
     "style-ink": ("ink", 3, 45, {"cut": "long", "hat": "none", "hair": "black", "earrings": 1, "beard": 0, "background": "white"}),
@@ -25,7 +25,7 @@ PEOPLE = {
     "style-sepia": ("sepia", 2, 47, {"cut": "short", "hat": "none", "scene": "sun"}),
     "style-watercolor": ("watercolor", 0, 48, {"cut": "curly", "hair": "red", "hat": "none", "beard": 0, "background": "blue"}),
 }
-FACE = (.48, .46, .36, .43)       # of what is painted over in content-painted: centre and half axes, in shares of the picture
+FACE = (.5, .47, .38, .44)       # of what is painted over in content-painted: centre and half axes, in shares of the picture
 SCENE = {"seed": 703, "zoom": 4.2, "side": 1024, "rows": (250, 825), "columns": (90, 857)}
 
 
