@@ -11,11 +11,9 @@ from safetensors.torch import save_file
 
 from .codec import Codec
 from .judges import Judges
-from .linear_codec import LinearCodec
-from .text import PHRASES, TextEncoder
+from .text import TextEncoder
 
 PATH = Path(__file__).with_name("microworld.safetensors")
-SCALE = 2.25           # of the latents, in files that do not say
 STEP = ".step"         # ends the name of what one unit of a byte stands for, in each row
 
 
@@ -23,7 +21,7 @@ STEP = ".step"         # ends the name of what one unit of a byte stands for, in
 class Microworld:
     unet: dict[str, torch.Tensor]      # weights for host.demo_model.model
     text: TextEncoder
-    codec: Codec | LinearCodec
+    codec: Codec
     judges: Judges
     spread: torch.Tensor               # [D] spread of judges.style_features over the world's renders
     scale: float                       # of the latents the UNet was trained on; the codec's own have spread 1
@@ -64,15 +62,12 @@ def load(path: Path = PATH) -> Microworld:
     tensors = {name: from_bytes(value, stored[name + STEP]) if name + STEP in stored else value.float()
                for name, value in stored.items() if not name.endswith(STEP)}
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    known = tensors["text.embedding.weight"]      # a phrase that came after the file says nothing, as the padding does
-    tensors["text.embedding.weight"] = torch.cat([known, known[:1].expand(len(PHRASES) - len(known), -1)])
     modules = []
     try:
-        codec = LinearCodec() if "codec.project.weight" in tensors else Codec()
-        for module, prefix in ((TextEncoder(), "text."), (codec, "codec."), (Judges(), "judges.")):
+        for module, prefix in ((TextEncoder(), "text."), (Codec(), "codec."), (Judges(), "judges.")):
             module.load_state_dict(part(prefix))
             modules.append(module.eval().requires_grad_(False))
-    except RuntimeError as error:
+        return Microworld(part("unet."), *modules, tensors["style_spread"], float(metadata["scale"]), metadata)
+    except (KeyError, RuntimeError) as error:
         raise ValueError(f"The demo model {path} belongs to another version of the pack. Install the pack again, or train the model "
                          "with 'python3 atelier.py train-demo'.") from error
-    return Microworld(part("unet."), *modules, tensors["style_spread"], float(metadata.get("scale", SCALE)), metadata)

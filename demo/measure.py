@@ -34,14 +34,14 @@ class Pairs:
     style: torch.Tensor
 
 
-def held_out_pairs(count: int = 24, seed: int = HELD_OUT_SEED, styles: tuple[str, ...] = TRAINED[1:], **look) -> Pairs:
-    """Portraits nobody trained on; ``styles`` take turns. ``look``: zoom and painters of ``styles.render``."""
+def held_out_pairs(count: int = 24, seed: int = HELD_OUT_SEED, styles: tuple[str, ...] = TRAINED[1:]) -> Pairs:
+    """Portraits nobody trained on; ``styles`` take turns."""
     generator = torch.Generator().manual_seed(seed)
     who, other = sample_identities(count, generator), sample_identities(count, generator)
     style = torch.tensor([NAMES.index(styles[k % len(styles)]) for k in range(count)])
     variant = torch.randint(4, (count,), generator=generator)
     photo = torch.full_like(style, NAMES.index("photo"))
-    drawn = [render(people, chosen, variant, generator, **look) for people, chosen in ((who, photo), (other, style), (who, style))]
+    drawn = [render(people, chosen, variant, generator) for people, chosen in ((who, photo), (other, style), (who, style))]
     return Pairs(*drawn, who, style)
 
 

@@ -21,7 +21,7 @@ from ..host.faces import encode
 from ..identity.faces import FaceIdentity
 from . import faces
 from .measure import Studio
-from .portraits import sample_identities
+from .portraits import FURTHEST, ZOOM, sample_identities
 from .styles import NAMES, TRAINED, render
 
 HELD_OUT_SEED = 95_000          # no training seed comes near
@@ -74,9 +74,9 @@ class FaceStudio(Studio):
                 model = scheduled_softmax(model, "d,u", 0., 1., (7.5, 5., 5., 5.), (1., 1.55, 1.55, 1.55), .65, .3, False)
         return model if guidance is None else guided(model, guidance)
 
-    def draw_styles(self, model, styles: tuple[str, ...], seed: int, cfg: float = 1.) -> torch.Tensor:
-        """One picture per style, "portrait, STYLE", four LCM steps. Decoupled guidance ignores cfg."""
-        prompt = torch.cat([self.world.text.encode(f"portrait, {style}") for style in styles])
+    def draw_styles(self, model, styles: tuple[str, ...], seed: int, cfg: float = 1., words: str = "portrait") -> torch.Tensor:
+        """One picture per style, "WORDS, STYLE", four LCM steps. Decoupled guidance ignores cfg."""
+        prompt = torch.cat([self.world.text.encode(f"{words}, {style}") for style in styles])
         latents = torch.zeros(len(styles), self.world.codec.channels, 16, 16)
         noise = comfy.sample.prepare_noise(latents, seed)
         return self.decode(comfy.sample.sample(model, noise, 4, cfg, "lcm", "simple", [[prompt, {}]], self.prompt(""), latents, seed=seed, disable_pbar=True))
@@ -88,22 +88,39 @@ class FaceStudio(Studio):
         return {"identity": faces.likeness(self.recognisers.judge, pictures, faces.identity_of(who)),
                 "style": told["style"].softmax(1)[torch.arange(len(style)), style], "face": (told["face"] > 0).float()}
 
-    def portraits(self, people: People, identities: list[FaceIdentity | None], styles: tuple[str, ...], cfg: float = 1., **settings) -> dict[str, torch.Tensor]:
-        """Every person in every style: measures [people, styles]. The noise of a person is the same in every call."""
-        rows = []
+    def measure_far(self, pictures: torch.Tensor, who: dict[str, torch.Tensor], styles: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The same of people who stand further back: the face is looked for, and nobody (0) is seen where there is none."""
+        identity, found = torch.zeros(len(pictures)), torch.zeros(len(pictures))
+        for number, picture in enumerate(pictures):
+            seen = faces.Analysis(self.recognisers.judge).get((picture.flip(0).movedim(0, -1) * 255).round().byte().numpy())
+            if seen:
+                found[number] = 1
+                identity[number] = float(torch.from_numpy(seen[0].normed_embedding) @ faces.identity_of(who)[number])
+        return {"identity": identity, "style": self.measure(pictures, who, styles)["style"], "face": found}
+
+    def portraits(self, people: People, identities: list[FaceIdentity | None], styles: tuple[str, ...], cfg: float = 1.,
+                  far: bool = False, **settings) -> dict[str, torch.Tensor]:
+        """Every person in every style: measures [people, styles]. The noise of a person is the same in every call.
+
+        far: they are asked to stand further back, where this model does not always draw a face.
+        """
+        rows, measure, words = [], self.measure_far if far else self.measure, "portrait, far" if far else "portrait"
         for number, identity in enumerate(identities):
             who = {name: value[number:number + 1].expand(len(styles), *value.shape[1:]) for name, value in people.who.items()}
-            rows.append(self.measure(self.draw_styles(self.model_of(identity, **settings), styles, 1000 + number, cfg), who, styles))
+            rows.append(measure(self.draw_styles(self.model_of(identity, **settings), styles, 1000 + number, cfg, words), who, styles))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def rendered(self, people: People, styles: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    def rendered(self, people: People, styles: tuple[str, ...], far: bool = False) -> dict[str, torch.Tensor]:
         """The same measures of the truth: the renderer's own pictures of these people in these styles, through the codec."""
         generator, rows = torch.Generator().manual_seed(5), []
         for number in range(len(people.photos)):
             who = {name: value[number:number + 1].expand(len(styles), *value.shape[1:]) for name, value in people.who.items()}
             style = torch.tensor([NAMES.index(name) for name in styles])
-            pictures = render(who, style, torch.randint(4, (len(styles),), generator=generator), generator)
-            rows.append(self.measure(self.decode(self.encode(pictures)), who, styles))
+            variant, times = torch.randint(4, (len(styles),), generator=generator), 1.
+            if far:      # as in training
+                times = 1.5 + (FURTHEST - 1.5) * torch.rand(len(styles), generator=generator)
+            pictures = render(who, style, variant, generator, zoom=ZOOM * times)
+            rows.append((self.measure_far if far else self.measure)(self.decode(self.encode(pictures)), who, styles))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 

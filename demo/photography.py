@@ -1,7 +1,6 @@
 """A photograph of a portrait: light on round shapes, shadows, strands of hair, a background out of focus.
 
-The ground of the next microworld, whose photographs are told from drawings at first sight. ``train.py`` renders with
-it; the shipped weights know the plainer ``styles.photo``, which stays until they are replaced.
+The contents of the microworld: told from its drawings at first sight.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .brushes import blur, noise, palette
 from .portraits import Layers
-from .styles import STYLES, _blur, _luma, _noise, _palette, _pixels
-
-ZOOM = .83        # half a picture's width: faces fill more of it than with ``portraits.ZOOM``
 
 
 def _smooth(image, radius):
@@ -55,7 +52,7 @@ def _shadow(relief, light, zoom):
 
 def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Layers of B portraits, palette index [B] -> [B, 3, S, S] from 0 to 1."""
-    key, fill = _palette([[[1.10, 1.02, .90], [.50, .56, .68]], [[1.00, 1.02, 1.06], [.52, .54, .56]],
+    key, fill = palette([[[1.10, 1.02, .90], [.50, .56, .68]], [[1.00, 1.02, 1.06], [.52, .54, .56]],
                           [[1.14, .98, .84], [.46, .50, .66]], [[1.02, 1.04, 1.00], [.60, .54, .50]]], variant)
     size = layers.shade.shape[-1]
     figure = layers.figure
@@ -71,15 +68,16 @@ def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> 
     bright = (1 - .75 * shadow) * diffuse
 
     # hair: fine strands along its direction, a band of light across
-    has_hair = _blur((layers.hair > 5).float(), 1)
-    x, y = (axis / 128 - 1 for axis in _pixels(layers))
+    has_hair = blur((layers.hair > 5).float(), 1)
+    axis = torch.arange(size, device=figure.device) * 2 / size - 1
+    x, y = axis.view(1, 1, 1, -1), axis.view(1, 1, -1, 1)
     across = (torch.cos(layers.hair - 10) * y - torch.sin(layers.hair - 10) * x) * layers.zoom
     radial = (layers.hair - 10) * 34
-    coarse = torch.sin(radial + 2.2 * _noise(layers, 6, generator))
-    strands = .6 * coarse + .4 * torch.sin(radial * 2.3 + 60 * across + _noise(layers, 12, generator))
+    coarse = torch.sin(radial + 2.2 * noise(layers, 6, generator))
+    strands = .6 * coarse + .4 * torch.sin(radial * 2.3 + 60 * across + noise(layers, 12, generator))
     albedo = layers.color * (1 + .22 * strands * has_hair)
     # skin: blotches, and red where light comes through at the edge of shadow
-    albedo = albedo * (1 + .035 * _noise(layers, 20, generator) * (1 - has_hair))
+    albedo = albedo * (1 + .035 * noise(layers, 20, generator) * (1 - has_hair))
     through = (1 - (facing.abs() * 4).clamp(0, 1)) * (1 - has_hair)
     person = albedo * (fill * (.78 + .25 * -ny) + key * bright * .95)
     person = person * (1 + through * torch.tensor([.10, .0, -.02], device=person.device).view(1, 3, 1, 1))
@@ -87,20 +85,20 @@ def photo(layers: Layers, variant: torch.Tensor, generator: torch.Generator) -> 
     person = person + key * shine * (1 - shadow)
     rim = (1 - nz).clamp(0, 1) ** 2 * ((nx * -lx + .2).clamp(0, 1)) * .5
     person = person + rim * layers.color * .6
-    person = person * (1 - .22 * _blur((2.2 - layers.line).clamp(0, 1), 1))            # creases gather no light
+    person = person * (1 - .22 * blur((2.2 - layers.line).clamp(0, 1), 1))            # creases gather no light
 
     # the background, out of focus, with spots of light, lit like the person
     ground = _smooth(F.interpolate(_behind(layers.color, figure), (size, size), mode="bilinear"), 6 * size // 256)
     spots = torch.relu(torch.randn(len(figure), 1, 9, 9, generator=generator) - 1.3).to(figure.device)
     spots = F.interpolate(spots, (size, size), mode="bicubic").clamp(0, 1)
     glow = 1.12 - .275 * ((x - .44 * layers.light) ** 2 + (y + .3) ** 2)
-    ground = ground * glow * (.92 + .06 * _noise(layers, 5, generator)) * (fill * .35 + key * .68)
-    ground = ground + .22 * _blur(spots, 3) * key
+    ground = ground * glow * (.92 + .06 * noise(layers, 5, generator)) * (fill * .35 + key * .68)
+    ground = ground + .22 * blur(spots, 3) * key
     aside, down = 16 * size // 256, 12 * size // 256
     fallen = torch.where(layers.light > 0, _shift(figure, -aside, down), _shift(figure, aside, down))
     ground = ground * (1 - .34 * _smooth(fallen, 9 * size // 256))
 
-    edge = _blur(figure, 1)
+    edge = blur(figure, 1)
     image = person * edge + ground * (1 - edge)
     image = image * 1.06 - .02
     image = image * image * (3 - 2 * image.clamp(0, 1)) * .35 + image * .65              # a film's contrast
@@ -112,10 +110,8 @@ def _behind(color, figure):
     weight = F.avg_pool2d(1 - figure, 8) ** 4
     filled = F.avg_pool2d(color * (1 - figure), 8) / F.avg_pool2d(1 - figure, 8).clamp(min=1e-3) * weight
     for _ in range(16):
-        near, known = _blur(filled, 1), _blur(weight, 1)
+        near, known = blur(filled, 1), blur(weight, 1)
         empty = weight < .3
         filled, weight = torch.where(empty, near, filled), torch.where(empty, known, weight)
     return (filled / weight.clamp(min=1e-3)).clamp(0, 1)
 
-
-PAINTERS = (photo, *STYLES[1:])      # for ``styles.paint``

@@ -37,7 +37,8 @@ CHOICES = {"skin": SKINS, "hair": HAIR_COLORS, "cut": HAIR_CUTS, "hat": HATS, "s
 FLAGS = {"open_mouth": .25, "glasses": .25, "beard": .2, "moustache": .12, "earrings": .2, "blush": .4}
 
 
-ZOOM = .88   # half the picture's width, in the units of RANGES
+ZOOM = .83   # half the picture's width, in the units of RANGES
+FURTHEST = 2.2   # times as far stand the furthest who are called "far"; the nearest of them, 1.5 times
 
 
 def sample_identities(n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ SYNONYMS = {"head": "portrait", "face": "portrait", "person": "portrait", "photo
 PHRASES = ["", "portrait", *NAMES]          # 0 is padding; the held-out styles have a word that was never trained
 PHRASES += [f"{name} {noun}" for noun, names in (("skin", SKINS), ("hair", HAIR_COLORS), ("background", BACKGROUNDS), ("shirt", SHIRTS), ("eyes", EYES)) for name in names]
 PHRASES += ["bald", *(f"{cut} hair" for cut in HAIR_CUTS if cut != "bald"), *HATS[1:], *SCENES[1:], *(flag.replace("_", " ") for flag in FLAGS), "smile", "frown"]
-PHRASES += ["far"]                          # new ones come last: a file trained before them has fewer
+PHRASES += ["far"]
 INDEX = {phrase: number for number, phrase in enumerate(PHRASES)}
 
 

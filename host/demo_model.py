@@ -14,10 +14,10 @@ import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-LATENT_CHANNELS, DOWN, CONTEXT, WIDTH = 16, 16, 64, 48
+DOWN, CONTEXT = 16, 64
 
 
-def unet_config(channels: int = LATENT_CHANNELS, width: int = WIDTH) -> dict:
+def unet_config(channels: int, width: int) -> dict:
     """SD1.5's block numbers, so that every layer list means the same here: 16 self-attentions, 8..15 in the decoder."""
     return dict(image_size=32, in_channels=channels, out_channels=channels, model_channels=width,
                 channel_mult=[1, 1, 2, 1], num_res_blocks=[2] * 4, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
@@ -75,7 +75,7 @@ class DemoConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.BaseModel(self, comfy.model_base.ModelType.EPS, device, EpsilonUNet)
 
 
-def network(channels: int = LATENT_CHANNELS, width: int = WIDTH, device=None) -> EpsilonUNet:
+def network(channels: int, width: int, device=None) -> EpsilonUNet:
     """The bare UNet, untrained, for latents of so many channels."""
     return EpsilonUNet(**unet_config(channels, width), **HEADS, device=device, operations=Operations)
 

@@ -15,18 +15,42 @@ from .log import log
 SHIPPED = Path(__file__).resolve().parents[1] / "demo" / "pictures"
 FOLDER = "atelier"  # in ComfyUI's input folder; short, as the editor cuts long names
 DEFAULT = f"{FOLDER}/content.png"
+MARK = "portrait-atelier"  # a text in a shipped PNG: the hash of its pixels
+# Those of the demo model before, which had no mark yet: the first bytes of the files' hashes.
+UNMARKED = "60225aac bf7996eb a942d4bf 2d660e6c c5141c44 a9e676c5 f0e9a299 1907761b d9425c4b 1c5d8673".split()
 
 
 def offer() -> None:
-    """Copy the shipped pictures into a subfolder of ComfyUI's input folder, for the editor's previews; overwrite none."""
+    """Copy the shipped pictures into a subfolder of ComfyUI's input folder, for the editor's previews.
+
+    A file of the user's own under such a name stays; a copy that an earlier version of the pack left is brought up to date.
+    """
     target = Path(folder_paths.get_input_directory()) / FOLDER
     try:
         target.mkdir(parents=True, exist_ok=True)
         for source in SHIPPED.glob("*.png"):
-            if not (target / source.name).exists():
-                shutil.copyfile(source, target / source.name)
+            copy = target / source.name
+            if not copy.exists() or outdated(copy, source):
+                shutil.copyfile(source, copy)
     except OSError as error:  # a read-only folder: the graphs run all the same, without previews
         log.warning("The demo pictures have no preview, as they cannot be copied to %s: %s", target, error)
+
+
+def outdated(copy: Path, source: Path) -> bool:
+    """Whether a file is another than the shipped one, and was shipped before."""
+    data = copy.read_bytes()
+    if data == source.read_bytes():
+        return False
+    try:
+        with Image.open(copy) as picture:
+            marked = picture.info.get(MARK) == pixels_hash(picture)
+    except (OSError, SyntaxError):  # no picture at all: not ours
+        return False
+    return marked or hashlib.sha256(data).hexdigest()[:8] in UNMARKED
+
+
+def pixels_hash(picture: Image.Image) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def names() -> list[str]:

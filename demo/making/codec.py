@@ -15,7 +15,7 @@ from ..codec import DOWN, Codec
 from .muon import Muon
 from .pictures import batch_of, held_out
 
-IMAGES, RATE = 1_000_000, .03
+IMAGES, RATE = 100_000, .03
 WINDOW = 128              # pixels: a quarter of a picture is enough to learn from, until the last part of the time
 WHOLE_FROM = .8           # of the time; the normalisation sees other statistics in whole pictures
 CRITIC_FROM = .5

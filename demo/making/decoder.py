@@ -14,7 +14,7 @@ from .codec import NOISE, WHOLE_FROM, Critics, difference
 from .denoiser import SCALE, new_model, noised, predict, shorten
 from .pictures import batch_of, held_out
 
-IMAGES, RATE = 300_000, 6e-4
+IMAGES, RATE = 9_600, 6e-4
 CELLS = 8                                # of a window's side: half a picture's
 TIMESTEPS = (99, 139, 259, 379)          # of predictions, late enough that they show the same picture
 

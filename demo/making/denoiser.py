@@ -15,7 +15,7 @@ from ..text import LENGTH, TextEncoder
 from .muon import Muon
 from .pictures import batch_of, held_out
 
-IMAGES, RATE, FALL = 3_000_000, .02, .3      # pictures, rate, and the last share of the steps in which it falls to nothing
+IMAGES, RATE, FALL = 120_000, .02, .3      # pictures, rate, and the last share of the steps in which it falls to nothing
 WIDTH = 96               # channels of the UNet: 16 million weights
 SCALE = 1.15             # of the latents: denoise 0.5 is to leave an outline of about .9
 

@@ -23,7 +23,6 @@ from ...host.attention_processors import KINDS, attention_paths, cross_attention
 from ...training.stage import Stage, descend, follow, processes, run_stages, warm, writes
 from .. import faces
 from ..judges import geometry_of
-from ..photography import PAINTERS, ZOOM
 from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 from ..text import INDEX, LENGTH, TextEncoder
@@ -33,7 +32,7 @@ from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
 
 log = logging.getLogger("portrait_atelier")
 
-IMAGES = {"recogniser": 400_000, "adapter": 250_000}
+IMAGES = {"recogniser": 100_000, "adapter": 17_500}
 SEEDS = {"own": 21_000, "judge": 31_000}
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
@@ -46,12 +45,12 @@ def render_people(role: str, people: int, device: str) -> dict:
     pictures, everybody, styles = [], [], []
     for _ in range(0, people, PEOPLE):
         who = sample_identities(PEOPLE, generator)
-        layers = draw({name: value.to(device) for name, value in who.items()}, 128, ZOOM)
+        layers = draw({name: value.to(device) for name, value in who.items()}, 128)
         chosen = torch.rand(PEOPLE, len(NAMES), generator=generator)
         chosen[:, 0] -= .35                                       # more photos: they are what an adapter is asked with
         chosen = chosen.argsort(1)[:, :STYLES_EACH]
         variants = torch.randint(VARIANTS, (STYLES_EACH, PEOPLE), generator=generator).to(device)
-        drawn = [paint(layers, chosen[:, k].to(device), variants[k], generator, PAINTERS) for k in range(STYLES_EACH)]
+        drawn = [paint(layers, chosen[:, k].to(device), variants[k], generator) for k in range(STYLES_EACH)]
         pictures.append((F.avg_pool2d(torch.stack(drawn, 1).flatten(0, 1), 2) * 255).round().byte().cpu())
         everybody.append({name: value.repeat_interleave(STYLES_EACH, 0) for name, value in who.items()})
         styles.append(chosen.flatten())

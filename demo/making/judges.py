@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from ...training.stage import Stage, descend, half, lay_out, processes
 from .. import judges as judging
 from ..codec import Codec
-from ..photography import PAINTERS, ZOOM
 from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 from .pictures import PEOPLE, SEED
 
-IMAGES, RATE = 250_000, 2e-3
+IMAGES, RATE = 62_500, 2e-3
 STYLES_EACH = 6
 
 
@@ -28,11 +27,11 @@ def render_labelled(folder: Path, device: str, identities: int) -> dict:
     pictures, people, styles = [], [], []
     for start in range(0, identities, PEOPLE):
         who = sample_identities(PEOPLE, generator)
-        layers = draw({name: value.to(device) for name, value in who.items()}, zoom=ZOOM)
+        layers = draw({name: value.to(device) for name, value in who.items()})
         chosen = torch.rand(PEOPLE, len(NAMES), generator=generator).argsort(1)[:, :STYLES_EACH]
         for k in range(STYLES_EACH):
             variant = torch.randint(VARIANTS, (PEOPLE,), generator=generator)
-            picture = paint(layers, chosen[:, k].to(device), variant.to(device), generator, PAINTERS)
+            picture = paint(layers, chosen[:, k].to(device), variant.to(device), generator)
             if (start // PEOPLE + k) % 2:
                 with half(device):
                     z = codec.encode(picture * 2 - 1).float()

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..photography import PAINTERS, ZOOM
-from ..portraits import caption_words, draw, sample_identities
+from ..portraits import FURTHEST, ZOOM, caption_words, draw, sample_identities
 from ..styles import NAMES, TRAINED, VARIANTS, paint
 from ..text import INDEX
 
@@ -16,7 +15,7 @@ SEED = 2_000_000
 PEOPLE = 8            # drawn at a time
 WORDS = 20            # most phrases a caption can hold before some are dropped
 STYLES_EACH = 5
-FAR, FURTHEST = .12, 2.2   # share of the people who stand further back, and how many times as far at most
+FAR = .12              # share of the people who stand further back
 HELD_OUT = .02        # share of the pictures that no stage learns from
 
 
@@ -63,7 +62,7 @@ def batch(number: int, device: str):
     chosen = trained[order.argsort(1)[:, :STYLES_EACH]]
     for k in range(STYLES_EACH):
         variant = torch.randint(VARIANTS, (PEOPLE,), generator=generator)
-        picture = paint(layers, chosen[:, k].to(device), variant.to(device), generator, PAINTERS)
+        picture = paint(layers, chosen[:, k].to(device), variant.to(device), generator)
         words = np.zeros((PEOPLE, WORDS), np.int64)
         for b in range(PEOPLE):
             phrases = ["portrait", NAMES[chosen[b, k]], *["far"] * bool(far[b]), *caption_words(who, b)][:WORDS]

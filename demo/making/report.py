@@ -11,14 +11,12 @@ from PIL import Image
 
 from .. import judges
 from ..measure import HELD_OUT_SEED, Studio, held_out_pairs
-from ..photography import PAINTERS, ZOOM
 from ..portraits import sample_identities
 from ..styles import NAMES, TRAINED, VARIANTS, render
 from . import codec as codec_stage
 
 log = logging.getLogger("portrait_atelier")
 
-LOOK = {"zoom": ZOOM, "painters": PAINTERS}
 EACH = 12          # people of a style in the figures
 SEAC = {"no control": {"strength": 0.}, "lambda 0.8": {"style_enhancement": .8},
         "lambda 1.2": {"style_enhancement": 1.2}, "lambda 1.4": {"style_enhancement": 1.4}, "reference alone": {"share": 1.}}
@@ -39,7 +37,7 @@ def renders(style: str, count: int, seed: int = HELD_OUT_SEED + 1) -> torch.Tens
     """[count, 3, 256, 256] of held-out people."""
     generator = torch.Generator().manual_seed(seed)
     who, variant = sample_identities(count, generator), torch.randint(VARIANTS, (count,), generator=generator)
-    return render(who, torch.full((count,), NAMES.index(style)), variant, generator, **LOOK)
+    return render(who, torch.full((count,), NAMES.index(style)), variant, generator)
 
 
 def codec_figures(studio: Studio) -> dict[str, float]:
@@ -84,7 +82,7 @@ def picture_figures(studio: Studio, folder: Path) -> dict[str, dict[str, float]]
 
 def stylization(studio: Studio, folder: Path, count: int) -> dict[str, dict[str, float]]:
     """The demo workflow on held-out pairs, with the truth; ``seac.png`` shows the first nine."""
-    pairs = held_out_pairs(count, **LOOK)
+    pairs = held_out_pairs(count)
     drawn = {name: studio.stylize(pairs.contents, pairs.references, **settings) for name, settings in SEAC.items()}
     drawn["truth"] = pairs.oracles
     save_sheet(torch.stack([x[:9] for x in (pairs.contents, pairs.references, *drawn.values())]), folder / "seac.png")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..photography import PAINTERS, ZOOM
 from ..portraits import draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 
@@ -25,7 +24,7 @@ def render(style: torch.Tensor, seed: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     who = sample_identities(len(style), generator)
     variant = torch.randint(VARIANTS, (len(style),), generator=generator)
-    pictures = paint(draw(who, 2 * SIDE, ZOOM), style, variant, generator, PAINTERS)
+    pictures = paint(draw(who, 2 * SIDE), style, variant, generator)
     return (F.avg_pool2d(pictures, 2) * 255).round().byte().numpy()
 
 

@@ -13,7 +13,7 @@ from ..styles import TRAINED
 from ..text import INDEX, LENGTH
 from .denoiser import Examples, new_model, noised, predict, shorten, v_loss, v_target
 
-IMAGES, RATE = 400_000, 3e-4
+IMAGES, RATE = 8_000, 3e-4
 # Above, a picture is decided: the student learns whole trajectories. Below, it goes on learning from the data.
 HIGH = 600
 STARTS = (999, 999, 759)      # where the four LCM steps begin and go on, beside any other timestep above HIGH

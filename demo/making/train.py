@@ -26,13 +26,13 @@ log = logging.getLogger("portrait_atelier")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="atelier.py train-demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--share", type=float, default=1., help="share of the full recipe's steps (default 1)")
+    parser.add_argument("--share", type=float, default=1., help="how many times the steps of the shipped model's recipe (default 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (default 1: more only help on an idle one)")
     parser.add_argument("--processes", type=int, default=1, help="that train together (default 1; on an idle CPU one for each core)")
     root = Path(__file__).resolve().parents[2]
     parser.add_argument("--folder", type=Path, default=root / ".atelier" / "train-demo", help="where stages leave their results")
-    parser.add_argument("--identities", type=int, default=2400, help="people to render, five styles each (default 2400)")
+    parser.add_argument("--identities", type=int, default=1200, help="people to render, five styles each (default 1200)")
     parser.add_argument("--faces", action="store_true", help="train the recognisers and the face adapter instead, on what an "
                         "earlier run left in --folder; --output is a folder then")
     parser.add_argument("--pairs", type=int, default=27, help="held-out pairs of the report's SEAC table (default 27)")
@@ -61,7 +61,7 @@ def main() -> None:
         return
     packed = args.output or args.folder / "microworld.safetensors"
     pack(args.folder, packed,
-         {"recipe": "demo/making", "share": str(args.share), "identities": str(args.identities), "device": args.device})
+         {"recipe": "demo/making", "seed": str(pictures.SEED), "share": str(args.share), "identities": str(args.identities), "device": args.device})
     from . import report      # which samples, and so wants all of ComfyUI's packages; a bare machine can train without
     report.write(packed, args.folder, args.pairs)
 

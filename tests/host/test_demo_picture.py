@@ -1,11 +1,14 @@
 """Demo Picture: the shipped pictures and the user's own, as Load Image gives them."""
 
+import hashlib
+
 import folder_paths
 import nodes
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from portrait_atelier.host import pictures
 from portrait_atelier.nodes.demo_picture import DemoPicture
@@ -73,6 +76,33 @@ def test_a_changed_copy_stays(inputs):
     Image.new("RGB", (8, 8)).save(inputs / "atelier" / "content.png")
     pictures.offer()
     assert load("atelier/content.png")[0].shape == (1, 8, 8, 3)
+    (inputs / "atelier" / "content.png").write_text("no picture")
+    pictures.offer()
+    assert (inputs / "atelier" / "content.png").read_text() == "no picture"
+
+
+def test_a_copy_from_before_is_brought_up_to_date(inputs, monkeypatch):
+    """One with our mark, or known from before there were marks; not one whose marked pixels the user has changed."""
+    pictures.offer()
+    copy, shipped = inputs / "atelier" / "content.png", (pictures.SHIPPED / "content.png").read_bytes()
+    for change, kept in (((), False), ((3, 4), True)):
+        older, mark = Image.new("RGB", (9, 9), (1, 2, 3)), PngInfo()
+        mark.add_text(pictures.MARK, pictures.pixels_hash(older))
+        if change:
+            older.putpixel(change, (0, 0, 0))
+        older.save(copy, pnginfo=mark)
+        before = copy.read_bytes()
+        pictures.offer()
+        assert copy.read_bytes() == (before if kept else shipped)
+    monkeypatch.setattr(pictures, "UNMARKED", [hashlib.sha256(before).hexdigest()[:8]])
+    pictures.offer()
+    assert copy.read_bytes() == shipped
+
+
+def test_the_shipped_pictures_are_marked():
+    for path in pictures.SHIPPED.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.info[pictures.MARK] == pictures.pixels_hash(picture)
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,19 @@ from portrait_atelier.demo.judges import Judges
 from portrait_atelier.demo.text import INDEX, LENGTH, TextEncoder, tokenize
 
 
-def write(path, drop=""):
+def write(path, drop="", **said):
     parts = {name: module.state_dict() for name, module in (("text", TextEncoder()), ("codec", Codec()), ("judges", Judges()))}
     for weights in parts.values():
         weights.pop(drop, None)
-    checkpoint.save(path, {"a": torch.ones(2)}, parts["text"], parts["codec"], parts["judges"], torch.ones(3), {"recipe": "none"})
+    checkpoint.save(path, {"a": torch.ones(2)}, parts["text"], parts["codec"], parts["judges"], torch.ones(3), {"recipe": "none", **said})
 
 
 def test_round_trip_in_half_precision(tmp_path):
     path = tmp_path / "world.safetensors"
-    write(path)
+    write(path, scale="1.15")
     world = checkpoint.load(path)
-    assert torch.equal(world.unet["a"], torch.ones(2)) and world.metadata == {"recipe": "none"}
-    assert isinstance(world.codec, Codec) and world.scale == checkpoint.SCALE      # a file that does not say its scale
+    assert torch.equal(world.unet["a"], torch.ones(2)) and world.metadata == {"recipe": "none", "scale": "1.15"}
+    assert world.scale == 1.15
     assert not any(parameter.requires_grad for parameter in world.codec.parameters())
 
 
@@ -42,25 +42,15 @@ def test_large_weights_are_bytes(tmp_path):
     assert path.stat().st_size < 1.1 * codec + 2 * judges + 100_000
 
 
-def test_a_file_that_knows_fewer_phrases(tmp_path):
-    """Phrases are added at the end; to a file from before, they say as much as the padding."""
-    path, encoder = tmp_path / "world.safetensors", TextEncoder()
-    known = encoder.state_dict()["embedding.weight"][:-2]
-    codec, judges = Codec().state_dict(), Judges().state_dict()
-    checkpoint.save(path, {"a": torch.ones(2)}, {"embedding.weight": known}, codec, judges, torch.ones(3), {})
-    embedding = checkpoint.load(path).text.embedding.weight
-    assert torch.equal(embedding[:-2], known.half().float())
-    assert torch.equal(embedding[-2:], known[:1].half().float().expand(2, -1))
-
-
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.safetensors is missing from .*train-demo"):
         checkpoint.load(tmp_path / "none.safetensors")
 
 
-def test_file_of_another_version(tmp_path):
+@pytest.mark.parametrize("file", [{"drop": "style.weight", "scale": "1.15"}, {}], ids=["of other networks", "that says no scale"])
+def test_file_of_another_version(tmp_path, file):
     path = tmp_path / "world.safetensors"
-    write(path, drop="style.weight")
+    write(path, **file)
     with pytest.raises(ValueError, match="another version of the pack.*train-demo"):
         checkpoint.load(path)
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from portrait_atelier.demo.photography import PAINTERS, ZOOM, _normals, _shadow, photo
-from portrait_atelier.demo.portraits import draw, sample_identities
-from portrait_atelier.demo.styles import NAMES, STYLES, paint
+from portrait_atelier.demo.photography import _normals, _shadow, photo
+from portrait_atelier.demo.portraits import ZOOM, draw, sample_identities
+from portrait_atelier.demo.styles import NAMES, paint
 
 
 def portraits(light: float, count: int = 4, **changes):
     who = sample_identities(count, torch.Generator().manual_seed(3))
     who["light"] = torch.full((count,), light)
     who |= {name: torch.full((count,), value) for name, value in {"cut": 0, "hat": 0, "scene": 0, **changes}.items()}
-    return who, draw(who, 128, ZOOM)
+    return who, draw(who, 128)
 
 
 def taken(layers):
@@ -59,14 +59,8 @@ def test_hair_has_strands():
     assert rough(taken(layers)) > 1.3 * rough(taken(replace(layers, hair=torch.zeros_like(layers.hair))))
 
 
-def test_the_other_styles_are_the_same_and_the_photo_is_not():
-    who, layers = portraits(.3)
-    zero = torch.zeros(len(who["light"]), dtype=torch.long)
-    seed = lambda: torch.Generator().manual_seed(1)
-    draw_with = lambda name, painters: paint(layers, zero + NAMES.index(name), zero, seed(), painters)
-    assert len(PAINTERS) == len(STYLES)
-    assert torch.equal(draw_with("ink", PAINTERS), draw_with("ink", STYLES))
-    assert (draw_with("photo", PAINTERS) - draw_with("photo", STYLES)).abs().mean() > .05
+def test_colours_stay_colours():
+    _, layers = portraits(.3)
     assert torch.isfinite(taken(layers)).all() and taken(layers).amin() > -.06 and taken(layers).amax() < 1.06
 
 

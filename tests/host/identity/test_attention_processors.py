@@ -21,15 +21,15 @@ UNETS = {  # the published configurations with few channels
 
 @pytest.fixture(scope="module")
 def demo():
-    weights = demo_model.network().state_dict()
-    return demo_model.model(weights, 1.0, [[0.0] * 3] * demo_model.LATENT_CHANNELS, [0.0] * 3)
+    weights = demo_model.network(16, 48).state_dict()
+    return demo_model.model(weights, 1.0, [[0.0] * 3] * 16, [0.0] * 3)
 
 
 @pytest.fixture(params=["sd15", "sdxl", "demo"])
 def pair(request, build_model):
     """(ModelPatcher, names of diffusers' attentions in the order of its processors, diffusers name -> ComfyUI name)."""
     if request.param == "demo":
-        model, config, unet = request.getfixturevalue("demo"), demo_model.unet_config(), UNETS["sd15"]()
+        model, config, unet = request.getfixturevalue("demo"), demo_model.unet_config(16, 48), UNETS["sd15"]()
     else:
         model, unet = build_model(request.param), UNETS[request.param]()
         config = model.model.model_config.unet_config
