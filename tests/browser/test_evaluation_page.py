@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from portrait_atelier.evaluation import run
 
 NAMES = ("<img src=x onerror=window.ran=1>.png", "\"'><script>window.ran=1<!--.png", "c &amp; d.png", "\u202egnp.10.png", "no picture.png")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from portrait_atelier.benchmarks import measures
 from portrait_atelier.demo.styles import NAMES
 

@@ -10,8 +10,7 @@ import torch
 from portrait_atelier.demo import text
 from portrait_atelier.demo.checkpoint import load
 from portrait_atelier.demo.codec import CHANNELS, Codec
-from portrait_atelier.demo.making import codec as codec_stage
-from portrait_atelier.demo.making import denoiser, pictures, report, train
+from portrait_atelier.demo.making import codec as codec_stage, denoiser, pictures, report, train
 from portrait_atelier.host import demo_model
 from portrait_atelier.training import stage
 

@@ -20,8 +20,7 @@ from comfy_extras.nodes_flux import FluxKVCache
 from torch.utils.flop_counter import FlopCounterMode
 
 from portrait_atelier.attention import seac as maths
-from portrait_atelier.host import feature_files
-from portrait_atelier.host import seac as host
+from portrait_atelier.host import feature_files, seac as host
 from portrait_atelier.host.kit import transformers
 from portrait_atelier.host.kit.calls import Kept
 from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract

@@ -18,7 +18,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from portrait_atelier.evaluation import aesthetic, csd, faces, flicker, gram, lpips, manifest, pictures, run, sets, structure, tables, weights
+from portrait_atelier.evaluation import (
+    aesthetic,
+    faces,
+    gram,
+    lpips,
+    manifest,
+    pictures,
+    run,
+    sets,
+    tables,
+    weights,
+)
 from portrait_atelier.evaluation.errors import EvaluationError, MissingWeights, Undefined
 
 ROOT = Path(__file__).resolve().parents[2]

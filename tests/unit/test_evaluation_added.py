@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
 from portrait_atelier.evaluation import csd, faces, flicker, image_reward, run, sets, structure, tables, weights
 from portrait_atelier.evaluation.errors import EvaluationError, Undefined
 from portrait_atelier.stylegan.dino import Dino
