@@ -32,7 +32,7 @@ from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
 
 log = logging.getLogger("portrait_atelier")
 
-IMAGES = {"recogniser": 100_000, "adapter": 17_500}
+IMAGES = {"recogniser": 150_000, "adapter": 17_500}
 SEEDS = {"own": 21_000, "judge": 31_000}
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
@@ -229,11 +229,11 @@ def train_adapter(folder: Path, share: float, device: str) -> dict:
 
 
 def run(args) -> None:
-    """All stages that are not done yet, with the arguments of ``train.py``. Half of --identities is rendered for each recogniser."""
+    """All stages that are not done yet, with the arguments of ``train.py``. Two and a half times --identities are rendered for each recogniser."""
     folder, device = args.folder, args.device
     stages = {}
     for role in SEEDS:
-        stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.identities // 2, device)
+        stages[f"people-{role}.pt"] = lambda role=role: render_people(role, args.identities * 5 // 2, device)
         stages[f"recogniser-{role}.pt"] = lambda role=role: train_recogniser(folder, role, args.share, device)
     stages["adapter.pt"] = lambda: train_adapter(folder, args.share, device)
     run_stages(folder, stages, shared=(*(f"recogniser-{role}.pt" for role in SEEDS), "adapter.pt"))
