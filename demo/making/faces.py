@@ -32,7 +32,7 @@ from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
 
 log = logging.getLogger("portrait_atelier")
 
-IMAGES = {"recogniser": 150_000, "adapter": 14_000}
+IMAGES = {"recogniser": 100_000, "adapter": 12_250}
 SEEDS = {"own": 21_000, "judge": 31_000}
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
