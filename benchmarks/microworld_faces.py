@@ -30,7 +30,8 @@ defaults guides in the two inner steps alone and is guidance 1 in the first and 
   recogniser, trained on other people, feeds the adapter. Its mean over all pictures, and **spread**, its standard deviation.
 - **style** (in CLIP's place): probability that the style readout gives to the style that the prompt asks for.
 - **fails** (FFC): pictures in which the face readout finds no face, per hundred. The paper counts them in all its pictures. One table
-  asks for people who stand further back, whose small faces fail now and then; there, no face counts as identity 0.
+  asks for people who stand further back, whose small faces fail now and then: a face is where a recogniser is about as sure
+  as of the least clear render.
 """
 HEAD = ("identity", "spread", "style", "fails")
 METHODS = {"adapter alone": {}, "+ AM1": {"maps": "AM1"}, "+ AM2": {"maps": "AM2"}, "+ DCG": {"guidance": dcg()},
@@ -128,7 +129,7 @@ def grid(trial: Trial, people: int) -> str:
     for i, weight in enumerate(WEIGHTS):
         for j, beta in enumerate(BETAS):
             measures = trial.studio.portraits(few, trial.identities[:people], styles, weight=weight, guidance=dcg("1", f"1, {beta}, {beta}, 1"))
-            identity[i, j], style[i, j] = measures["identity"].mean(), measures["style"].mean()
+            identity[i, j], style[i, j] = measures["identity"].mean(), measures["odds"].mean()
     told = sliders(identity, style)
     trial.results["sliders"] = {**told, "weights": WEIGHTS, "betas": BETAS, "identity": identity.tolist(), "style": style.tolist()}
     head = ["weight \\ beta", *(f"{beta:g}" for beta in BETAS)]
@@ -137,7 +138,7 @@ def grid(trial: Trial, people: int) -> str:
         "## Two sliders\n",
         f"The identity slider is the adapter's weight (rows), the style slider beta of Decoupled CFG in the two inner steps (columns; alpha 1). "
         f"{people} people, {len(styles)} styles, the same noise everywhere.\n",
-        table("Identity", head, block(identity)), table("Style", head, block(style)),
+        table("Identity", head, block(identity)), table("Style, as log-odds (its probability is close to 1 everywhere)", head, block(style)),
         table("Monotony and cross-talk", ["", "identity", "style"], [
             ["rank correlation with its own slider, mean", told["identity by its slider"], told["style by its slider"]],
             ["the least of the eleven", told["least"], told["least of style"]],

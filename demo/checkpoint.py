@@ -38,17 +38,30 @@ def from_bytes(values: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return values.float() * step.view(-1, *[1] * (values.ndim - 1))
 
 
+def packed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What goes into a file: kernels and matrices of 4096 weights or more as bytes with their steps, the rest as float16."""
+    tensors = {}
+    for name, value in weights.items():
+        value = value.detach().float().cpu()
+        if value.ndim > 1 and value.numel() >= 4096:
+            tensors[name], tensors[name + STEP] = to_bytes(value)
+        else:
+            tensors[name] = value.half()
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def unpacked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of `packed`, in float32."""
+    return {name: from_bytes(value, stored[name + STEP]) if name + STEP in stored else value.float()
+            for name, value in stored.items() if not name.endswith(STEP)}
+
+
 def save(path: Path, unet: dict, text: dict, codec: dict, judges: dict, spread: torch.Tensor, metadata: dict[str, str]) -> None:
     """Write the parts (state dicts): kernels and matrices of the UNet and the codec as bytes, the rest as float16."""
-    tensors = {"style_spread": spread.half()}
-    for prefix, weights in (("unet", unet), ("text", text), ("codec", codec), ("judges", judges)):
-        for name, value in weights.items():
-            value, name = value.detach().float().cpu(), f"{prefix}.{name}"
-            if prefix in ("unet", "codec") and value.ndim > 1 and value.numel() >= 4096:
-                tensors[name], tensors[name + STEP] = to_bytes(value)
-            else:
-                tensors[name] = value.half()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    exact = {f"text.{name}": value for name, value in text.items()} | {f"judges.{name}": value for name, value in judges.items()}
+    large = {f"unet.{name}": value for name, value in unet.items()} | {f"codec.{name}": value for name, value in codec.items()}
+    tensors = {"style_spread": spread} | exact
+    save_file({name: value.half().contiguous() for name, value in tensors.items()} | packed(large), path, metadata=metadata)
 
 
 def load(path: Path = PATH) -> Microworld:
@@ -58,9 +71,7 @@ def load(path: Path = PATH) -> Microworld:
                                 "or train it with 'python3 atelier.py train-demo'.")
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        stored = {name: file.get_tensor(name) for name in file.keys()}
-    tensors = {name: from_bytes(value, stored[name + STEP]) if name + STEP in stored else value.float()
-               for name, value in stored.items() if not name.endswith(STEP)}
+        tensors = unpacked({name: file.get_tensor(name) for name in file.keys()})
     part = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     modules = []
     try:

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..identity.adapter import FaceAdapter, load_adapter
+from .checkpoint import packed, unpacked
 from .judges import GEOMETRY
 from .portraits import CHOICES, FLAGS, RANGES, ZOOM
 
 PATH, ADAPTER_PATH = Path(__file__).with_name("recognisers.safetensors"), Path(__file__).with_name("face_adapter.safetensors")
 CROP = 224                   # pixels of an aligned face, as FaceID's
-SURE = 4.                    # a picture with a larger face logit is a portrait; a wide one with a small face in it has less
-CLEAR = 7.5                  # of a small face; shuffled tiles of 48 portraits reach 6.9, small faces mostly 9 and more
+SURE = 2.                    # a picture with a larger face logit is a portrait (48: at least 3.3); a wide one with a small face in it has less
+CLEAR = 12.                  # of a small face: 29 of 40 have more, and the surest square of 4 in 48 portraits cut into shuffled tiles
 LARGER = 3.                  # how much surer of a face a square of half the side must be: eyes alone look much like one
 SEARCHED = 640               # longest side of a picture in which small faces are looked for, in squares of 64 pixels
 
@@ -71,9 +72,13 @@ class Recogniser(nn.Module):
         self.geometry = nn.Linear(24 * 16 + 64, len(GEOMETRY))
         self.face = nn.Linear(24 * 16 + 64, 1)
 
-    def forward(self, pictures):
+    def features(self, pictures):
+        """What the three answers are read from: [B, 448]."""
         x = self.trunk(F.interpolate(pictures, (64, 64), mode="area") * 2 - 1)
-        flat = torch.cat([self.where(x).flatten(1), x.mean((2, 3))], 1)
+        return torch.cat([self.where(x).flatten(1), x.mean((2, 3))], 1)
+
+    def forward(self, pictures):
+        flat = self.features(pictures)
         return {"traits": self.traits(flat), "geometry": self.geometry(flat), "face": self.face(flat)[:, 0]}
 
     def embed(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -198,10 +203,10 @@ class Recognisers:
 
 
 def save_recognisers(path: Path, own: dict, judge: dict, metadata: dict[str, str]) -> None:
-    """Write both state dicts as float16."""
+    """Write both state dicts, the larger kernels and matrices as bytes."""
     tensors = {f"{prefix}.{name}": value for prefix, weights in (("own", own), ("judge", judge)) for name, value in weights.items()
                if value.is_floating_point()}
-    save_file({name: value.half().contiguous().cpu() for name, value in tensors.items()}, path, metadata=metadata)
+    save_file(packed(tensors), path, metadata=metadata)
 
 
 def load_recognisers(path: Path = PATH) -> Recognisers:
@@ -209,10 +214,10 @@ def load_recognisers(path: Path = PATH) -> Recognisers:
     if not path.is_file():
         raise FileNotFoundError(f"The demo's recognisers {path.name} are missing from {path.parent}. They are part of the pack: install the pack "
                                 "again, or train them with 'python3 atelier.py train-demo --faces'.")
-    tensors, networks = load_file(path), []
+    tensors, networks = unpacked(load_file(path)), []
     for prefix in ("own.", "judge."):
         network = Recogniser()
-        weights = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         counters = {name: value for name, value in network.state_dict().items() if not value.is_floating_point()}
         try:
             network.load_state_dict(counters | weights)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from .pictures import PEOPLE, STYLES_EACH, batch_of, held_out
 
 log = logging.getLogger("portrait_atelier")
 
-IMAGES = {"recogniser": 100_000, "adapter": 12_250}
+IMAGES = {"recogniser": 100_000, "adapter": 72_000}
 SEEDS = {"own": 21_000, "judge": 31_000}
 TOKENS, HIDDEN, RANK = 4, 128, 4                   # of the adapter
 
@@ -87,11 +88,66 @@ def train_recogniser(folder: Path, role: str, share: float, device: str) -> dict
         stage.tell(loss)
         descend(optimizer, loss, 3e-3 * warm(step, 30) * (1 - .98 * progress))
     network.eval()
+    learn_windows(network, pictures[test:])
     with torch.no_grad():
         x = pictures[:test].to(device).float() / 255
         scores = {**recognition(network, x, {name: value[:test] for name, value in who.items()}, style[:test]),
                   "faces found": float((network(x)["face"] > 0).float().mean()), "false faces": float((network(spoil(x))["face"] > 0).float().mean())}
     return {"weights": network.state_dict(), "scores": {name: round(value, 4) for name, value in scores.items()}}
+
+
+def windows(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares of 64 pixels as a search for small faces sees them, [B, 3, 64, 64], and 1 where a whole face stands in the middle, [B].
+
+    Every portrait [B, 3, 64, 64] stands in front of another one's blur. In turn: a well framed one, the bare portrait, a part of
+    the face or all of it aside, and a square of something that is no face.
+    """
+    count, device = len(pictures), pictures.device
+    kind = torch.arange(count, device=device) % 4
+    random = lambda low, high: low + (high - low) * torch.rand(count, device=device)
+    seen = torch.where((kind == 3).view(-1, 1, 1, 1), spoil(pictures), pictures)
+    ground = F.interpolate(F.interpolate(pictures.roll(1, 0), (4, 4), mode="area"), (192, 192), mode="bilinear", align_corners=False)
+    u = torch.linspace(-1, 1, 64, device=device).abs()
+    edge = (8 * (1 - torch.maximum(u[:, None], u))).clamp(0, 1)
+    canvas = ground.clone()
+    canvas[..., 64:128, 64:128] += edge * (seen - ground[..., 64:128, 64:128])
+    scale = torch.where(kind == 0, random(.85, 1.25), random(.25, 1.15))
+    angle = random(0, 2 * math.pi)
+    # how far from the portrait's middle, in portraits: a large window has to be well aside to lose the face, a small one shows a part anyhow
+    away = torch.where(kind == 0, random(0, .1) * scale, torch.where(scale > .55, random(.45, .7) * scale, random(0, .3)))
+    turn = torch.zeros(count, 2, 3, device=device)
+    turn[:, 0, 0] = turn[:, 1, 1] = scale / 3
+    turn[:, 0, 2], turn[:, 1, 2] = 2 / 3 * away * angle.cos(), 2 / 3 * away * angle.sin()
+    cut = F.grid_sample(canvas, F.affine_grid(turn, (count, 3, 64, 64), align_corners=False), padding_mode="border", align_corners=False)
+    return torch.where((kind == 1).view(-1, 1, 1, 1), pictures, cut), (kind < 2).float()
+
+
+@torch.no_grad()
+def learn_windows(network: faces.Recogniser, pictures: torch.Tensor, count: int = 24_000) -> None:
+    """Fit the face logit alone, on what the finished trunk sees in `windows` of uint8 pictures; traits and geometry stay."""
+    torch.manual_seed(41_000)
+    device = network.face.weight.device
+    rows, flat, answers = torch.randint(len(pictures), (count,)), [], []
+    for some in rows.split(240):
+        x, answer = windows(shaken(pictures[some].to(device).float() / 255))
+        flat.append(network.features(x))
+        answers.append(answer)
+    x, answer = torch.cat(flat), torch.cat(answers)
+    mean, spread = x.mean(0), x.std(0) + 1e-4
+    x = (x - mean) / spread
+    weight, bias = torch.zeros(x.shape[1], device=device, requires_grad=True), torch.zeros((), device=device, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        solver.zero_grad()
+        with torch.enable_grad():
+            wrong = F.binary_cross_entropy_with_logits(x @ weight + bias, answer) + 1e-4 * weight.square().sum()
+        wrong.backward()
+        return wrong
+
+    solver.step(loss)
+    network.face.weight.copy_((weight / spread)[None])
+    network.face.bias.copy_(bias - (mean / spread * weight).sum())
 
 
 def recognition(network: faces.Recogniser, pictures: torch.Tensor, who: dict[str, torch.Tensor], style: torch.Tensor) -> dict[str, float]:
@@ -210,7 +266,7 @@ def train_adapter(folder: Path, share: float, device: str) -> dict:
     adapter = Decoupled(model).to(device).requires_grad_(True)
     average = copy.deepcopy(adapter).requires_grad_(False)
     optimizer = torch.optim.AdamW(adapter.parameters(), 2e-3, betas=(.9, .99), weight_decay=1e-3)
-    size = (32 if device == "cpu" else 256) // processes()
+    size = (16 if device == "cpu" else 256) // processes()
     stage = Stage(folder / "adapter.progress", int(IMAGES["adapter"] * share / size / processes()), adapter=adapter, average=average, optimizer=optimizer)
     for step, progress in stage:
         person = torch.randint(len(rows), (size,))
@@ -219,7 +275,8 @@ def train_adapter(folder: Path, share: float, device: str) -> dict:
         noisy = embeddings[person] + .15 * torch.rand(size, 1) * F.normalize(torch.randn(size, faces.WIDTH), dim=1)
         options = adapter.options((F.normalize(noisy, dim=1) * known).to(device))
         z, words = examples.at(row)
-        t = (1010 * (torch.arange(size) + torch.rand(size)) / size).long().clamp(0, 999).to(device)
+        # more of the high levels, where it is settled who is drawn
+        t = (1010 * ((torch.arange(size) + torch.rand(size)) / size) ** .6).long().clamp(0, 999).to(device)
         z_t, a = noised(net, z, t)
         loss = v_loss(predict(net, z_t, t, text(without_identity(words).to(device)), options), v_target(z_t, z, a), a)
         stage.tell(loss)

@@ -15,8 +15,8 @@ from portrait_atelier.nodes.demo_model_loader import DemoModelLoader
 from portrait_atelier.nodes.style_lora_train import StyleLoRATrain
 
 # What computing costs, and what weights rounded for it cost: root mean square, where a colour runs from 0 to 1.
-HALF = {"bf16": (torch.bfloat16, 0.01), "fp16": (torch.float16, 0.002)}
-FLAGS = {"fp16_unet": (torch.float16, 0.0), "bf16_unet": (torch.bfloat16, 0.01), "fp8_e4m3fn_unet": (torch.float8_e4m3fn, 0.1),
+HALF = {"bf16": (torch.bfloat16, 0.02), "fp16": (torch.float16, 0.002)}
+FLAGS = {"fp16_unet": (torch.float16, 0.001), "bf16_unet": (torch.bfloat16, 0.01), "fp8_e4m3fn_unet": (torch.float8_e4m3fn, 0.1),
          "fp8_e5m2_unet": (torch.float8_e5m2, 0.15), "fp32_unet": (torch.float32, 0.0), "fp64_unet": (torch.float64, 1e-5)}
 
 
@@ -59,7 +59,7 @@ def exact(pairs, identity):
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_weights_follow_the_flags(flag, name, exact):
-    """The file holds fp16, so that those flags change nothing on a CPU; without a flag a CPU takes float32."""
+    """Weights are bytes times a step in the file, float32 in memory, and rounded where a flag asks for it."""
     kind, most = FLAGS[name]
     flag(name)
     studio = FaceStudio()
@@ -67,7 +67,7 @@ def test_weights_follow_the_flags(flag, name, exact):
     assert {parameter.dtype for parameter in inner.diffusion_model.parameters()} == {kind}
     assert inner.get_dtype_inference() == (torch.float64 if kind == torch.float64 else torch.float32)
     away = deviation(studio.draw("portrait, photo", 2), exact["plain"])
-    assert away <= most and (away > 0) == (kind not in (torch.float16, torch.float32))
+    assert away <= most and (away > 0) == (kind != torch.float32)
 
 
 def test_without_a_flag_the_cpu_computes_in_float32():

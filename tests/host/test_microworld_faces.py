@@ -49,7 +49,8 @@ def test_scheduled_softmax_lowers_the_variance_of_identity(results):
 
 
 def test_decoupled_guidance_raises_adherence_to_the_style(results):
-    assert results["DCG"]["style"] > results["alone"]["style"] + .1, results
+    """This model draws nearly every style that it is asked for; so the errors count, and how sure the readout is."""
+    assert 1 - results["DCG"]["style"] < .5 * (1 - results["alone"]["style"]) and results["DCG"]["odds"] > results["alone"]["odds"] + 1, results
 
 
 def test_two_sliders():
@@ -59,7 +60,7 @@ def test_two_sliders():
         identities = studio.identities(people)
         grid = [[summary(studio.portraits(people, identities, STYLES[1:], weight=weight, guidance=dcg("1", f"1, {beta}, {beta}, 1"))) for beta in (1, 1.4, 3)]
                 for weight in (0., .5, 1.)]
-    told = sliders(*(torch.tensor([[cell[name] for cell in row] for row in grid]) for name in ("identity", "style")))
+    told = sliders(*(torch.tensor([[cell[name] for cell in row] for row in grid]) for name in ("identity", "odds")))
     assert told["identity by its slider"] > .9 and told["style by its slider"] > .9, told
     assert told["cross-talk on identity"] < .3 and told["cross-talk on style"] < .3, told
 

@@ -311,13 +311,13 @@ def test_half_precision(faces, latent, tensor, dtype):
              "activations_shape": [2, 32, 8, 8], decoupled.KEY: call}
     out = slot(q, k, v, extra)
     assert out.dtype == dtype and torch.isfinite(out).all()
-    swapped = slot(q[[1, 0]], k[[1, 0]], v[[1, 0]], {**extra, "cond_or_uncond": [0, 1], decoupled.KEY: replace(call, people=(0, 1))})
+    swapped = slot(q[[1, 0]], k[[1, 0]], v[[1, 0]], {**extra, "cond_or_uncond": [0, 1], decoupled.KEY: replace(call, texts=(0, 1), people=(0, 1))})
     assert torch.equal(swapped, out[[1, 0]]), "the order of prompts in a call does not matter"
 
 
 def host_call(model, latent, sigma=5.0):
     from portrait_atelier.host.kit.calls import Call, Run
-    return Call(Run(latent.shape[-2:]), model.model, sigma, people=(1, 0))
+    return Call(Run(latent.shape[-2:]), model.model, sigma, texts=(1, 0), people=(1, 0))
 
 
 # What is refused.
