@@ -36,6 +36,8 @@ from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
+from .seac_report import SEACReport
+from .seac_trace import SEACTrace
 from .source_trajectory import SourceTrajectory
 from .style_lora_train import StyleLoRATrain
 from .stylegan_generate import StyleGANGenerate
@@ -52,6 +54,8 @@ NODES = [
     LoadFeatures,
     SameNoise,
     SEACPatch,
+    SEACTrace,
+    SEACReport,
     AlignFace,
     PasteFace,
     FaceAnalysisLoader,
