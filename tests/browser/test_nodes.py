@@ -15,6 +15,8 @@ WIDGETS = {
     "AtelierLoadFeatures": (["file"], []),
     "AtelierSameNoise": ([], []),
     "AtelierSEACPatch": (["style_enhancement", "strength", "style_share", "start", "end", "layers"], ["balance", "pairing"]),
+    "AtelierSEACTrace": ([], []),
+    "AtelierSEACReport": ([], []),
     "AtelierDemoModelLoader": ([], []),
     "AtelierFaceAdapterApply": (["weight", "lora_strength", "shortcut", "start", "end"], ["skip_middle"]),
     "AtelierScalePowerAttention": (["power", "scale_down", "scale_up", "layers", "start", "end"], ["preset"]),

@@ -20,11 +20,12 @@ from comfy_extras.nodes_flux import FluxKVCache
 from torch.utils.flop_counter import FlopCounterMode
 
 from portrait_atelier.attention import seac as maths
-from portrait_atelier.host import feature_files, seac as host
+from portrait_atelier.host import feature_files, seac as host, seac_report
 from portrait_atelier.host.kit import transformers
 from portrait_atelier.host.kit.calls import Kept
 from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract
 from portrait_atelier.nodes.seac_patch import SEACPatch
+from portrait_atelier.nodes.seac_trace import SEACTrace
 from portrait_atelier.nodes.token_merge import TokenMerge
 
 TOLERANCE = 1e-4
@@ -774,6 +775,44 @@ def test_a_merged_step_costs_what_a_plain_step_costs(family, monkeypatch):
         flops.append(counter.get_total_flops())
     plain, warm, unmerged, extraction = flops
     assert warm <= 1.05 * plain < unmerged and extraction <= 1.05 * plain
+
+
+# What SEAC Report tells: tests/host/test_seac_report.py has the rest of it, on UNets.
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_the_report_has_the_shares_of_the_softmax(stage, literal_shares, cfg):
+    """Two references, one merged, in a part of the picture; recorded runs are those without, bit for bit."""
+    latent, known = stage.latent(3, 2), transformers.joint_layers(stage.model.model.diffusion_model)
+    names = {(*block, layer[2]): layer for layer, block in known.items()}
+    banks = [stage.features(latent), stage.features(stage.latent(4, 1, 8, 12))]
+    banks.append(TokenMerge.execute(stage.features(stage.latent(5)), ratio=0.5, weigh_merged=True)[0])
+    model = stage.patch(*banks[:2], strength=0.8, balance="images" if stage.family == "krea2" else "tokens")
+    mask = torch.cat([torch.zeros(1, 64, 32), torch.ones(1, 64, 32)], 2)
+    model = stage.patch(None, banks[2], model=model, mask=mask, style_share=0.4)
+    expected = stage.sample(model, latent, cfg)
+
+    def sizes(layer):
+        tokens = [bank.features[0][layer].shape[1] for bank in banks]
+        return dict(zip(["picture", "source", "reference 1", "reference 2"], [tokens[0], *tokens]))
+
+    def layer_of(extra, queries, tokens):
+        held = 16 + 16 + 24 + 8
+        block = extra.get("block_type"), extra.get("block_index"), int(stage.family == "sd3" and tokens == held)
+        return names.get(block) if queries == 16 and tokens >= held else None
+
+    shares = literal_shares(model, lambda watched: stage.sample(watched, latent, cfg), sizes, layer_of)
+    assert {layer for _, layer in shares} == set(known)
+    model, trace = SEACTrace.execute(model).result
+    assert torch.equal(stage.sample(model, latent, cfg), expected)
+    assert set(trace.last.shares) == {prompt for prompt, _ in shares} == ({0} if cfg == 1 else {0, 1})
+    for (prompt, layer), groups in shares.items():
+        for name, share in groups.items():
+            assert seac_report.per_layer(trace.last, name, prompt)[layer] == pytest.approx(share, abs=1e-5), (layer, name)
+    assert seac_report.text(trace.last).startswith(f"SEAC acted in {len(known)} of {len(known)} layers and 2 of 2 steps.")
+    for layer, maps in trace.last.maps.items():
+        assert (maps["reference 2"][..., :2] / trace.last.counts[layer][0] < 1e-3).all()
+        assert (maps["reference 2"][..., 2:] > 1e-3).all()
 
 
 # Mutants: mistakes that are easy to make. Each must be far outside the tolerance.
