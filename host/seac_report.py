@@ -77,19 +77,22 @@ def shown_prompt(record: Record) -> int:
 def about(record: Record, reference: Reference) -> str:
     """What a reference got, or why it got nothing."""
     name, prompt = name_of(reference), shown_prompt(record)
-    mask = reference.region.mask
-    why = "its mask is empty" if mask is not None and not mask.any() else "its style_share is 0" if not reference.share else ""
-    if not record.acted[reference.number]:
-        window = f"start {reference.start:g} to end {reference.end:g}"
-        ran = f"sampling went from {min(record.sampled):.2f} to {max(record.sampled):.2f}" if record.sampled else "no step ran"
-        why = f"no step lies in its window, {window}: {ran} of the schedule"
+    mask, why = reference.region.mask, ""
     found = per_layer(record, name, prompt)
-    if not found:
-        return f"Reference {reference.number} could do nothing: {why or 'none of its layers was reached'}."
+    if mask is not None and not mask.any():
+        why = "its mask is empty"
+    elif reference.share == 0:
+        why = "its style_share is 0"
+    elif not record.acted[reference.number]:
+        window = f"start {reference.start:g} to end {reference.end:g}"
+        ran = f"went from {min(record.sampled):.2f} to {max(record.sampled):.2f} of the schedule" if record.sampled else "had no step"
+        why = f"no step lies in its window, {window}: sampling {ran}"
+    elif not found:
+        why = "none of its layers was reached"
+    if why:
+        return f"Reference {reference.number} could do nothing: {why}."
     low, high = min(found, key=found.get), max(found, key=found.get)
     line = f"Reference {reference.number} got {percent(mean(record, name, prompt))} of the picture's attention"
-    if why:
-        return f"{line}: {why}."
     line += f", from {percent(found[low])} in {layer_name(low, record.layers)} to {percent(found[high])} in " \
             f"{layer_name(high, record.layers)}"
     if prompt == COND and UNCOND in record.shares:

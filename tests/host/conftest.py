@@ -1,5 +1,8 @@
 """Tiny random models with the module tree of SD1.5, SD2.1 and SDXL, on ComfyUI's own UNet class."""
 
+import sys
+from pathlib import Path
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
@@ -17,6 +20,8 @@ from portrait_atelier.nodes.mask_blend import FastSAMMaskBlend
 from portrait_atelier.nodes.seac_patch import SEACPatch
 from portrait_atelier.nodes.source_trajectory import SourceTrajectory
 from portrait_atelier.nodes.token_merge import TokenMerge
+
+sys.path.append(str(Path(__file__).parents[1]))  # of tiny_transformers
 
 
 class TinySD15(comfy.supported_models.SD15):

@@ -177,8 +177,8 @@ NOTHING = [
     ({"start": 0.6, "end": 0.4}, "SEAC did nothing: its start, 0.6, is not before its end, 0.4."),
     ({"end": 0.3}, "Reference 1 could do nothing: no step lies in its window, start 0 to end 0.3: sampling went from 0.50 "
                    "to 0.74 of the schedule."),
-    ({"mask": torch.zeros(1, 64, 64)}, "Reference 1 got 0.0 % of the picture's attention: its mask is empty."),
-    ({"style_share": 0.0}, "Reference 1 got 0.0 % of the picture's attention: its style_share is 0."),
+    ({"mask": torch.zeros(1, 64, 64)}, "Reference 1 could do nothing: its mask is empty."),
+    ({"style_share": 0.0}, "Reference 1 could do nothing: its style_share is 0."),
 ]
 
 
