@@ -22,6 +22,7 @@ from .kit.masks import Region
 from .kit.sites import blocks, family, kept_layers
 from .kit.transformers import JointAttention, JointSite, architecture, overridden
 from .log import log
+from .reference_latents import weigh
 
 NODE = "SEAC Patch"
 SLOT = f"{KEY}.seac"  # of the wrapper and the attachment
@@ -282,13 +283,15 @@ class Control:
         """A transformer's layer: text and whatever else is no picture keep the weight that they have without SEAC."""
         groups = self.groups(site, q, site.picture(k), site.picture(v), None if mask is None else site.picture(mask, 2))
         if groups is None:
-            return None
-        rest = site.others(k)
+            return weigh(site, attention, q, k, v, mask)
+        rest = site.seen(k)
         if rest.shape[1]:
+            weights = site.weights(rest)
             # so that a token weighs as much as one of the picture's own
-            share = rest.shape[1] / q.shape[1] if self.seac.per_group else 1.0
-            logits = None if mask is None else site.others(mask, 2)
-            groups.append(maths.Group(rest, site.others(v), share=share, logits=logits, name=WORDS))
+            mass = rest.shape[1] + (0 if weights is None else (site.weight - 1) * site.references)
+            share = mass / q.shape[1] if self.seac.per_group else 1.0
+            logits = None if mask is None else site.seen(mask, 2)
+            groups.append(maths.Group(rest, site.seen(v), share=share, weights=weights, logits=logits, name=WORDS))
         return self.attended(site, groups, q, attention)
 
 

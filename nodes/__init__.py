@@ -31,6 +31,7 @@ from .mmfs_style_seed import MMFSStyleSeed
 from .mmfs_stylize import MMFSStylize
 from .paste_face import PasteFace
 from .pick_points import PickPoints
+from .reference_weight import ReferenceWeight
 from .same_noise import SameNoise
 from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
@@ -70,6 +71,7 @@ NODES = [
     LoRACrossInjection,
     DecoupledCFG,
     DecoupledCFGGuider,
+    ReferenceWeight,
     FewStepPreset,
     FastSAMLoader,
     FastSAMSegment,

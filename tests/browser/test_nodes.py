@@ -26,6 +26,7 @@ WIDGETS = {
     "AtelierLoRACrossInjection": (["preset", "cfg", "feature_until", "attention_until", "background"], ["layers", "rows_per_forward"]),
     "AtelierDecoupledCFG": (["formulation", "alpha", "beta", "rescale"], ["rescale_steps", "routing"]),
     "AtelierDecoupledCFGGuider": (["formulation", "alpha", "beta", "rescale"], ["rescale_steps", "routing"]),
+    "AtelierReferenceWeight": (["weight", "start", "end"], ["layers"]),
     "AtelierFewStepPreset": (["base", "steps", "denoise"], []),
     "AtelierFaceAnalysisLoader": (["pack", "provider"], []),
     "AtelierFaceAdapterLoader": (["file", "version"], []),

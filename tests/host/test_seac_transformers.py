@@ -22,6 +22,8 @@ from portrait_atelier.host import feature_files, seac as host, seac_report
 from portrait_atelier.host.kit import transformers
 from portrait_atelier.host.kit.calls import Kept
 from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract
+from portrait_atelier.nodes.decoupled_cfg import DecoupledCFG
+from portrait_atelier.nodes.reference_weight import ReferenceWeight
 from portrait_atelier.nodes.seac_patch import SEACPatch
 from portrait_atelier.nodes.seac_trace import SEACTrace
 from portrait_atelier.nodes.token_merge import TokenMerge
@@ -186,12 +188,13 @@ def worst(
     after=0,
     padding=0,
     layers=None,
+    weight=1.0,
 ):
     """The largest relative error of a real run: picture rows to [others, own, source, lambda reference].
 
     source, reference: of `plain_bank`; own, shares: the weights of its own tokens and theirs
     start: tokens before the picture, after: behind it, padding: hidden ones at the text's end
-    layers: numbers of the blocks where it acts, None for all
+    layers: numbers of the blocks where it acts, None for all; weight: of what stands behind the picture
     """
     tokens, error, controlled = math.prod(grid_of(stage, latent)), 0.0, 0
     for run in runs:
@@ -214,8 +217,10 @@ def worst(
                 inside[begin:end] = acts
                 asking = inside[: q.shape[1]]  # the keys may be more
                 if acts:
+                    behind = torch.arange(length) >= end
                     groups = [
-                        (k[:, ~inside & shown], v[:, ~inside & shown], 1.0, 1.0),
+                        (k[:, ~inside & shown & ~behind], v[:, ~inside & shown & ~behind], 1.0, 1.0),
+                        (k[:, behind & shown], v[:, behind & shown], 1.0, weight),
                         (k[:, inside], v[:, inside], 1.0, own),
                     ]
                     for bank, factor, share in ((source, 1.0, shares[0]), (reference, lam, shares[1])):
@@ -442,6 +447,104 @@ def test_reference_latents_are_others(family):
         start=None if family == "zimage" else text_tokens(stage),
     )
     assert error < TOLERANCE
+
+
+WITH_REFERENCES = ["flux", "flux2", "qwen", "krea2"]
+
+
+def with_latents(stage, **more):
+    latents = [stage.latent(6, 1, 8, 8), stage.latent(7, 1, 4, 8)]
+    after = sum(math.prod(grid_of(stage, latent)) for latent in latents)
+    if stage.family in ("qwen", "krea2"):
+        latents = [latent[:, :, None] for latent in latents]
+    prompts = zip(("positive", "negative"), (1, 2))
+    return {name: stage.prompt(seed, reference_latents=latents, **more) for name, seed in prompts}, after
+
+
+@pytest.mark.parametrize("family", WITH_REFERENCES)
+@pytest.mark.parametrize("weight", [0.0, 2.5])
+def test_references_weigh_what_the_node_says(family, weight):
+    """Alone, and with SEAC before and behind it, in float64; text and references themselves attend as ever."""
+    stage = stage_of(family)
+    (prompts, after), content, style = with_latents(stage), stage.latent(3), stage.latent(4)
+    expected = {"after": after, "padding": HIDDEN.get(family, 0), "start": text_tokens(stage), "weight": weight}
+    banks = stage.features(content, **prompts), stage.features(style, **prompts)
+    plain = [plain_bank(stage, latent, after, **prompts) for latent in (content, style)]
+    alone = ReferenceWeight.execute(stage.model, weight=weight)[0]
+    runs = [
+        (alone, {"source": None, "reference": None, "own": 1.0}),
+        (stage.patch(*banks, model=alone), dict(zip(("source", "reference"), plain))),
+        (ReferenceWeight.execute(stage.patch(*banks), weight=weight)[0], dict(zip(("source", "reference"), plain))),
+    ]
+    for model, groups in runs:
+        with spy(stage) as calls:
+            stage.sample(model, content, sigmas=(0.7, 0.0), **prompts)
+        assert worst(stage, calls, content, **groups, **expected) < TOLERANCE
+        assert worst(stage, calls, content, **groups, **{**expected, "weight": 1.0}) > 1e-3
+
+
+def test_references_that_weigh_as_ever_change_nothing():
+    stage = stage_of("flux2")
+    (prompts, _), latent = with_latents(stage), stage.latent(3)
+    plain = stage.sample(stage.model, latent, **prompts)
+    for off in ({"weight": 1.0}, {"start": 0.6, "end": 0.4}, {"layers": ""}):
+        model = ReferenceWeight.execute(stage.model, **{"weight": 2.0, **off})[0]
+        assert not model.wrappers.get("apply_model") and torch.equal(stage.sample(model, latent, **prompts), plain)
+    late = ReferenceWeight.execute(stage.model, weight=2.0, end=0.1)[0]  # the steps come later
+    assert torch.equal(stage.sample(late, latent, **prompts), plain)
+    other = ReferenceWeight.execute(stage.model, weight=2.0)[0]
+    assert torch.equal(stage.sample(other, latent), stage.sample(stage.model, latent)), "no reference"
+    assert not torch.equal(stage.sample(other, latent, **prompts), plain)
+    half = [ReferenceWeight.execute(ReferenceWeight.execute(stage.model, weight=a)[0], weight=b)[0] for a, b in ((4.0, 0.5), (1.0, 2.0))]
+    assert torch.equal(*(stage.sample(model, latent, **prompts) for model in half)), "two nodes multiply"
+    with pytest.raises(ValueError, match="does not know where the reference latents of TinyZImage models stand"):
+        ReferenceWeight.execute(stage_of("zimage").model)
+
+
+def test_the_weight_with_balance_and_the_kv_cache():
+    """Words weigh as much as without it; cached references stand behind the keys alone."""
+    stage = stage_of("flux2")
+    (prompts, after), content, style = with_latents(stage, reference_latents_method="index_timestep_zero"), stage.latent(3), stage.latent(4)
+    banks = stage.features(content, **prompts), stage.features(style, **prompts)
+    model = ReferenceWeight.execute(stage.patch(*banks, balance="images"), weight=3.0)[0]
+    source, reference = (plain_bank(stage, latent, after, **prompts) for latent in (content, style))
+    for cached in (model, FluxKVCache.execute(model)[0]):
+        with spy(stage) as runs:
+            stage.sample(cached, content, **prompts)
+        assert worst(stage, runs, content, source, reference, after=after, start=text_tokens(stage), shares=(0.5, 0.5), weight=3.0) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", WITH_REFERENCES)
+@pytest.mark.parametrize("lent", [False, True])
+def test_decoupled_guidance_takes_the_references_for_the_identity(family, lent, apart):
+    """Each formulation from four plain predictions; `lent`: the negative prompt has no reference of its own."""
+    stage = stage_of(family)
+    (prompts, _), latent = with_latents(stage), stage.latent(3, 2)
+    bare = {"positive": stage.positive, "negative": stage.negative}
+
+    def drawn(model, positive, negative, cfg=1.0):  # one step gives the prediction of the clean picture
+        return stage.sample(model, latent, cfg, (0.6, 0.0), positive, negative)
+
+    u, t, i, ti = (drawn(stage.model, given[text], bare["negative"])
+                   for given in (bare, prompts) for text in ("negative", "positive"))
+    assert apart(i, u) > 1e-3 and apart(ti, t) > 1e-3
+    negative = (bare if lent else prompts)["negative"]
+    for formulation, expected in {
+        "DCG_2": u + 1.5 * (i - u) + 3 * (ti - i),
+        "DCG_1": u + 1.5 * (t - u) + 3 * (ti - t),
+        "DCG_3": u + 1.5 * (t - u) + 3 * (i - u),
+    }.items():
+        scales = {"alpha": "1.5", "beta": "3", "rescale": 0.0}
+        model = DecoupledCFG.execute(stage.model, formulation=formulation, **scales)[0]
+        assert apart(drawn(model, prompts["positive"], negative), expected) < TOLERANCE, formulation
+    plain = DecoupledCFG.execute(stage.model, alpha="1", beta="1")[0]
+    assert torch.equal(drawn(plain, prompts["positive"], negative), ti)
+
+
+def test_decoupled_guidance_without_references_is_as_ever(apart):
+    stage = stage_of("flux2")
+    model = DecoupledCFG.execute(stage.model, alpha="2", beta="2", rescale=0.0)[0]
+    assert apart(stage.sample(model, stage.latent(3)), stage.sample(stage.model, stage.latent(3), cfg=2.0)) < TOLERANCE
 
 
 def test_flux_kv_cache():

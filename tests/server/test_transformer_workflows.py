@@ -6,13 +6,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
-# The edit workflow makes a million pixels of its photo: its VAE makes them smaller.
+# Those that edit make a million pixels of their photo: their VAE makes them smaller.
 FAMILIES = {
     "style_z_image_turbo": ("zimage", 8),
     "zepo_z_image_regions": ("zimage", 8),
     "style_flux2_klein": ("flux2", 16),
     "style_krea2_turbo": ("krea2", 8),
     "style_qwen_edit_lightning": ("qwen", 64),
+    "edit_flux2_klein_sliders": ("flux2", 128),
 }
 
 
@@ -43,12 +44,11 @@ def shrunk(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_runs_and_style_acts(client, name):
-    graph, pictures = shrunk(name), []
-    for change in ({}, {"strength": 0.0}):
+def test_it_runs_and_our_node_acts(client, name):
+    graph, pictures, off = shrunk(name), [], {"AtelierSEACPatch": {"strength": 0.0}, "AtelierReferenceWeight": {"weight": 0.0}}
+    for change in ({}, off):
         for entry in graph.values():
-            if entry["class_type"] == "AtelierSEACPatch":
-                entry["inputs"].update(change)
+            entry["inputs"].update(change.get(entry["class_type"], {}))
         image, = client.images(client.run(graph))
         pictures.append(client.download(image))
     assert pictures[0].startswith(b"\x89PNG") and pictures[0] != pictures[1]

@@ -72,7 +72,7 @@ class Level:
         ]
         entry = {
             "type": kind,
-            "title": title or info["display_name"],
+            "title": title or info["display_name"] or kind,
             "pos": pos,
             "size": size,
             "flags": {},

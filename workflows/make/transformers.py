@@ -1,4 +1,4 @@
-"""Style of a picture on transformers, and two styles in two regions on them and on the demo model."""
+"""Style of a picture and two sliders on transformers; two styles in two regions there and on the demo model."""
 
 from .editor_json import Level
 from .loaders import download
@@ -77,9 +77,8 @@ def krea(info: dict) -> tuple:
 
 
 def qwen_edit(info: dict) -> tuple:
-    return loaders(
-        info, "Qwen-Image-Edit 2511 with Lightning", (EDIT, QWEN_VL, QWEN_VAE), "qwen_image", shift=3.1, lora=LIGHTNING
-    )
+    files = (EDIT, QWEN_VL, QWEN_VAE)
+    return loaders(info, "Qwen-Image-Edit 2511", files, "qwen_image", shift=3.1, lora=LIGHTNING)
 
 
 def style_of_a_picture(info: dict, kind: str = "") -> tuple:
@@ -164,17 +163,54 @@ def sampler(s: Level, model: int, parts: dict, steps: int) -> dict:
     return {"latent": node, "seed": (node, "seed"), "steps": (node, "steps"), "sizes": []}
 
 
-def flux2_sampler(s: Level, model: int, parts: dict) -> dict:
-    """As ComfyUI's template samples: the schedule knows the picture's size."""
+def flux2_sampler(s: Level, model: int, parts: dict, sides: dict | None = None) -> dict:
+    """As ComfyUI's template samples: the schedule knows the picture's size. sides: links for it."""
     noise = s.node("RandomNoise", [1470, 370], [260, 90], noise_seed=0)
     links = {"positive": parts["positive"], "negative": parts["negative"]}
     guider = s.node("CFGGuider", [1470, 510], [260, 100], model=(model, 0), cfg=1.0, **links)
     euler = s.node("KSamplerSelect", [1760, 370], [260, 60], sampler_name="euler")
-    steps = s.node("Flux2Scheduler", [1760, 480], [260, 110], steps=4, width=1024, height=1024)
+    sides = sides or {"width": 1024, "height": 1024}
+    steps = s.node("Flux2Scheduler", [1760, 480], [260, 110], steps=4, **sides)
     links = {"noise": (noise, 0), "guider": (guider, 0), "sampler": (euler, 0), "sigmas": (steps, 0)}
     node = s.node("SamplerCustomAdvanced", [1760, 640], [260, 110], latent_image=parts["latent"], **links)
     sizes = [(steps, "width"), (steps, "height")]
     return {"latent": node, "seed": (noise, "noise_seed"), "steps": (steps, "steps"), "sizes": sizes}
+
+
+def edit_with_two_sliders(info: dict) -> tuple:
+    """A photo edited by FLUX.2 Klein, with a scale each for the person and the words, and a weight for the photo."""
+    s = Level(info, "Edit with Two Sliders", 701)
+    words = prompts(s, 0, 0, [270, 100], "a watercolor painting of this person")
+    scale = s.node("FluxKontextImageScale", [0, 370], [270, 30], "Content, cut to size")
+    size = s.node("GetImageSize", [0, 450], [270, 110], image=(scale, 0))
+    encoded = s.node("VAEEncode", [300, 370], [200, 50], "Content latent", pixels=(scale, 0))
+    sides = {"width": (size, 0), "height": (size, 1)}
+    empty = s.node("EmptyFlux2LatentImage", [300, 470], [200, 110], "Empty latent", **sides)
+    positive, negative = (
+        s.node("ReferenceLatent", [530, 150 * at], [200, 50], conditioning=(node, 0), latent=(encoded, 0))
+        for at, node in enumerate(words)
+    )
+    weight = s.node("AtelierReferenceWeight", [850, 370], [270, 160])
+    guided = s.node("AtelierDecoupledCFG", [1150, 370], [290, 190], model=(weight, 0))
+    parts = {"positive": (positive, 0), "negative": (negative, 0), "latent": (empty, 0)}
+    sampled = flux2_sampler(s, guided, parts, sides)
+    decode = s.node("VAEDecode", [1470, 700], [260, 50], "VAE Decode", samples=(sampled["latent"], 0))
+    s.input("model", (weight, "model"))
+    s.input("clip", *[(node, "clip") for node in words])
+    s.input("vae", (encoded, "vae"), (decode, "vae"))
+    s.input("content", (scale, "image"))
+    s.input("prompt", (words[0], "text"))
+    s.input("alpha", (guided, "alpha"), label="person (alpha)")
+    s.input("beta", (guided, "beta"), label="words (beta)")
+    s.input("weight", (weight, "weight"), label="weight of the photo")
+    s.input("seed", sampled["seed"])
+    s.input("steps", sampled["steps"])
+    s.output("image", (decode, 0))
+    s.group("Prompts, each with the photo", [-20, -80, 770, 350])
+    s.group("Photo", [-20, 290, 540, 310])
+    s.group("Two sliders, and sampling", [830, 290, 1210, 510])
+    told = "Edits a photo with a scale each for the person and the words (FastFace), without an adapter. For FLUX.2 Klein."
+    return s, s.definition(told, [-240, 300], [2080, 400])
 
 
 def two_styles(info: dict, demo: bool) -> tuple:
@@ -278,6 +314,22 @@ Redraws **Content** as the **prompt** says, in the look of **Style**, in four st
 {files(EDIT, QWEN_VL, QWEN_VAE, LIGHTNING)}
 
 {OWN}"""
+SLIDERS_NOTE = f"""# Person and words, two sliders, FLUX.2 Klein
+
+Edits **Content** as the **prompt** says. No face adapter: the photo itself is the identity.
+
+1. Put the files below into their folders, press **R**.
+2. **Content**: upload your photo (the button on the node).
+3. Write the **prompt**. Press **Run**.
+
+## What to change first
+
+- **person (alpha)** and **words (beta)**: one number, or one per step. With 1 and 1 this is the model's plain edit.
+- **weight of the photo**: above 1 more of the photo, below 1 less.
+
+What the sliders do on trained weights was not measured here.
+
+{files(KLEIN, QWEN_3_4B, FLUX2_VAE)}"""
 REGIONS_NOTE = f"""# Two styles in two regions, Z-Image-Turbo
 
 Gives **Content** the look of **Style 1** where the region is, and of **Style 2** everywhere else, in one run.
@@ -350,6 +402,20 @@ def style_edit(info: dict) -> tuple:
     return "Style of a picture - Qwen-Image-Edit", api, g, [inner[1], definition]
 
 
+def sliders(info: dict) -> tuple:
+    inner, (loaded, definition) = edit_with_two_sliders(info), klein(info)
+    api = "edit_flux2_klein_sliders"
+    g = Level(info)
+    g.note(SLIDERS_NOTE, [0, 0], [300, 740])
+    content = g.node("AtelierDemoPicture", [320, 0], [225, 350], "Content", image="atelier/content.png")
+    models = g.subgraph(loaded, [320, 390], [225, 350])
+    links = {"content": (content, 0), **by_name(loaded, models)}
+    result = g.subgraph(inner[0], [565, 0], [240, 740], **links)
+    g.node("SaveImage", [825, 0], [400, 380], "Result", images=(result, 0), filename_prefix=f"portrait-atelier/{api}")
+    g.node("ImageCompare", [825, 420], [400, 320], "Before and after", image_a=(content, 0), image_b=(result, 0))
+    return "Person and words, two sliders - FLUX.2 Klein", api, g, [inner[1], definition]
+
+
 def regions(info: dict, demo: bool) -> tuple:
     inner = two_styles(info, demo)
     api = "zepo_demo_regions" if demo else "zepo_z_image_regions"
@@ -383,5 +449,5 @@ def z_image_regions(info: dict) -> tuple:
     return regions(info, demo=False)
 
 
-WORKFLOWS = [demo_regions, style_z_image, style_klein, style_krea, style_edit, z_image_regions]
+WORKFLOWS = [demo_regions, style_z_image, style_klein, style_krea, style_edit, sliders, z_image_regions]
 BLUEPRINTS = []
