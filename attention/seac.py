@@ -13,6 +13,7 @@ import torch
 LOG_ZERO = -1e4
 EXTRA_CHANNELS = 8  # fused attention kernels want head sizes in multiples of 8,
 WIDEST = 128         # and some take none above this
+LOGITS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Group:
     share:        relative attention mass, a number or [rows, queries] where it varies over the picture
     weights:      [rows, tokens], mass of each token within the group; None for equal ones
     logits:       [rows or 1, queries or 1, tokens], what the model's own mask adds to them; None for nothing
+    name:         what the tokens are of, for a report
     """
 
     keys: torch.Tensor
@@ -32,6 +34,7 @@ class Group:
     share: float | torch.Tensor = 1.0
     weights: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,3 +151,25 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, bias: 
     v = torch.cat([v, v.new_zeros(*v.shape[:3], EXTRA_CHANNELS)], -1)
     out = attention(*(x.flatten(-2) for x in (q, k, v)), scale=size**-0.5)
     return out.unflatten(-1, (heads, size + EXTRA_CHANNELS))[..., :size].flatten(-2)
+
+
+def attention_per_group(q: torch.Tensor, groups: Sequence[Group], heads: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """How much of equation (9)'s softmax falls on each group, the mean of the heads: [rows, queries, groups] in float32.
+
+    q and bias as for `attend`, which computes with them. Here the softmax is written out, some queries at a time: what
+    attention kernels give is its product with the values only.
+    """
+    sizes, keys = [group.keys.shape[1] for group in groups], joint_keys(groups)
+    at_once = max(1, LOGITS_AT_ONCE // (heads * sum(sizes)))
+    rows = []
+    for row in range(q.shape[0]):
+        asking, asked = (x[row].unflatten(-1, (heads, -1)).transpose(0, 1).float() for x in (q, keys))
+        added = None if bias is None else bias[row % bias.shape[0]].expand(q.shape[1], -1)
+        found = []
+        for start in range(0, q.shape[1], at_once):
+            part = slice(start, start + at_once)
+            logits = asking[:, part] @ asked.transpose(-1, -2) * asking.shape[-1]**-0.5
+            mass = (logits if added is None else logits + added[part]).softmax(-1).mean(0)
+            found.append(torch.stack([each.sum(-1) for each in mass.split(sizes, -1)], -1))
+        rows.append(torch.cat(found))
+    return torch.stack(rows)

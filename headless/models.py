@@ -19,6 +19,7 @@ from .progress import Display
 # Inputs that name a file of weights, and its folder below models/.
 INPUTS = {
     ("CheckpointLoaderSimple", "ckpt_name"): "checkpoints", ("LoraLoaderModelOnly", "lora_name"): "loras",
+    ("UNETLoader", "unet_name"): "diffusion_models", ("CLIPLoader", "clip_name"): "text_encoders", ("VAELoader", "vae_name"): "vae",
     ("AtelierFastSAMMaskBlend", "lora_name"): "loras", ("CLIPVisionLoader", "clip_name"): "clip_vision",
     ("AtelierFaceAdapterLoader", "file"): "ipadapter", ("AtelierFaceAnalysisLoader", "pack"): "insightface",
     ("AtelierFastSAMLoader", "file"): "fastsam", ("AtelierCLIPSimilarityLoader", "model"): "clip_vision",

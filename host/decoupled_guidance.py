@@ -20,6 +20,7 @@ from .decoupled import Slot, coupled
 from .kit.calls import KEY, Routes, name_of, note_calls
 from .kit.prompts import check_finite, check_prompt
 from .log import log
+from .reference_latents import references, with_references, without_references
 
 NODE = "Decoupled CFG"
 GUIDANCE = f"{KEY}.guidance"
@@ -27,6 +28,7 @@ GUIDANCE = f"{KEY}.guidance"
 # Place of each row in ComfyUI's list (positive, negative, a third one), as an index into the formulation's rows.
 SLOTS = {"DCG_1": (2, 0, 1), "DCG_2": (2, 0, 1), "DCG_3": (1, 0, 2)}
 # Identity adapters take the first place in a call for the person and the second for nobody, as they do the two prompts'.
+# Of edit models the reference latents are the identity: rows without it get the prompts without them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,9 @@ def tell(guider, dcg: DecoupledCFG) -> None:
     null = guider.original_conds.get("null")
     if null is not None and IDENTITY not in dcg.rows:
         log.warning("%s: %s has no prediction of the identity alone, so 'null' is not used.", NODE, dcg.formulation)
+    if any("reference_latents" in cond for cond in guider.original_conds.get("positive", ())):
+        log.info("%s: the identity is that of the reference latents.", NODE)
+        return
     options = guider.model_options["transformer_options"]
     if options.get("patches_replace", {}).get("attn2") or options.get("patches", {}).get("attn2_patch"):
         return
@@ -181,12 +186,14 @@ class Guided:
     def prompt(self, row: Row, positive, negative):
         """The conditioning of a row."""
         if row.text:
-            return positive
+            return positive if row.identity else without_references(positive)
         null = self.guider.conds.get("null") if row == IDENTITY else None
         found = null or negative
         if found is None:
             raise ValueError(f"{NODE} needs a negative prompt, which this guider does not have. Use KSampler, CFG Guider or Decoupled CFG "
                              "Guider.")
+        if any(references(cond) for cond in positive):
+            return with_references(found, positive) if row.identity else without_references(found)
         return found
 
     def calculate(self, args: dict, conds: list) -> list[torch.Tensor]:

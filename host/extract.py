@@ -15,6 +15,7 @@ from .kit.prompts import check_prompt, main_prompt
 from .kit.sites import kept_layers
 from .kit.transformers import JointAttention, architecture, overridden
 from .seac import remove_seac
+from .seac_trace import untrace
 
 NODE = "Consistency Feature Extract"
 
@@ -40,6 +41,7 @@ def extract_features(model, latent: torch.Tensor, positive: list, negative: list
 
     clone = model.clone()
     remove_seac(clone)
+    untrace(clone)
     record = Recorder(frozenset(wanted), clone.offload_device)
     note_calls(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY}.extract", record.listen)

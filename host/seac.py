@@ -22,23 +22,27 @@ from .kit.masks import Region
 from .kit.sites import blocks, family, kept_layers
 from .kit.transformers import JointAttention, JointSite, architecture, overridden
 from .log import log
+from .reference_latents import weigh
 
 NODE = "SEAC Patch"
 SLOT = f"{KEY}.seac"  # of the wrapper and the attachment
 # What stays on the device of a transformer's bank, for all its prompts (a UNet's is a tenth of that); later layers are
 # fetched in every call.
 KEPT_BYTES = 2**30
-OFF = "off"
+# What tokens are of, in a report; references have a number.
+PICTURE, SOURCE, WORDS = "picture", "source", "words"
+TRACE = f"{KEY}.trace"  # of the record that SEAC Trace puts among a run's options
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """One reference of a SEAC patch; every field is a widget of the node or follows from one.
 
-    gain scales the reference's weight against the source; start and end are fractions of the full schedule; with `cycle`,
-    picture i of the bank serves target i only.
+    number counts the SEAC Patches of a model from 1; gain scales the reference's weight against the source; start and end
+    are fractions of the full schedule; with `cycle`, picture i of the bank serves target i only.
     """
 
+    number: int
     bank: ConsistencyFeatures
     layers: frozenset[LayerId]
     enhancement: float
@@ -52,12 +56,16 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class SEAC:
-    """A source, None for the sampled picture itself, and its references. Shared by clones, never written to."""
+    """A source, None for the sampled picture itself, and its references. Shared by clones, never written to.
+
+    idle: the numbers of references that cannot act, and why
+    """
 
     source: ConsistencyFeatures | None
     references: tuple[Reference, ...]
     strength: float
     per_group: bool
+    idle: tuple[tuple[int, str], ...] = ()
 
 
 def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFeatures, *, style_enhancement: float,
@@ -75,7 +83,7 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
     if source is not None and earlier is not None:
         raise ValueError("This model already has a SEAC Patch with a source. Leave 'source' empty to add a reference to it, "
                          "or connect the model from before that patch.")
-    if earlier == OFF:
+    if isinstance(earlier, str):  # switched off, and why
         return model.clone()
     base = source if earlier is None else earlier.source
     banks = {name: bank for name, bank in (("source", base), ("reference", reference)) if bank is not None}
@@ -91,12 +99,14 @@ def patched(model, source: ConsistencyFeatures | None, reference: ConsistencyFea
         log.warning("SEAC Patch: start %.3g is not before end %.3g, so it has no effect.", start, end)
 
     clone = model.clone()
-    if strength == 0 or start >= end or not chosen:
-        if earlier is None:
-            clone.set_attachments(SLOT, OFF)
+    number = 1 if earlier is None else 1 + len(earlier.references) + len(earlier.idle)
+    why = "its strength is 0" if strength == 0 else "its 'layers' name none" if not chosen else ""
+    why = f"its start, {start:g}, is not before its end, {end:g}" if start >= end else why
+    if why:
+        clone.set_attachments(SLOT, why if earlier is None else replace(earlier, idle=(*earlier.idle, (number, why))))
         return clone
     warn_about_differences(model, banks)
-    added = Reference(reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, region, cycle)
+    added = Reference(number, reference, frozenset(chosen), style_enhancement, style_share, 1.0, start, end, region, cycle)
     if earlier is None:
         install(clone, SEAC(base, (added,), strength, per_group))
     else:
@@ -131,6 +141,10 @@ def install(model, seac: SEAC) -> None:
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, SLOT, partial(hook_call, seac))
 
 
+def name_of(reference: Reference) -> str:
+    return f"reference {reference.number}"
+
+
 def remove_seac(model) -> None:
     """Takes SEAC off a clone, wrapper and attachment."""
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, SLOT)
@@ -150,7 +164,10 @@ def hooked(seac: SEAC, call: Call, options: dict) -> dict:
         reference.region.check(call)
     active = [reference for reference in seac.references if call.within(reference.start, reference.end)]
     check_texts(seac, call.texts, active)
-    control = Control(seac, call, active)
+    record = options.get(TRACE)
+    if record is not None:
+        record.note(call, active)
+    control = Control(seac, call, active, record)
     if architecture(call.model.diffusion_model) is not None:
         return overridden(call, options, JointAttention(call, options, control.joint))
     # Also outside of all windows: a compiled model does not look again. (block, number) keys: a key with a layer index would
@@ -190,11 +207,12 @@ class UNetSite:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """SEAC in one model call: the references whose window holds its sigma."""
+    """SEAC in one model call: the references whose window holds its sigma, and the record of a SEAC Trace."""
 
     seac: SEAC
     call: Call
     active: list[Reference]
+    record: object = None
 
     def groups(self, site: UNetSite | JointSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                logits: torch.Tensor | None = None) -> list[maths.Group] | None:
@@ -210,15 +228,15 @@ class Control:
         own, source, others = maths.group_shares(
             self.seac.strength, [maths.ReferenceShare(r.share, r.gain, mask) for r, mask in placed])
         if self.seac.source is None:
-            groups = [maths.Group(k, v, share=own + source, logits=logits)]
+            groups = [maths.Group(k, v, share=own + source, logits=logits, name=PICTURE)]
         else:
-            groups = [maths.Group(k, v, share=own, logits=logits),
-                      self.group(self.seac.source, site, k, share=source, cycle=True)]
-        groups += [self.group(r.bank, site, k, share=share, cycle=r.cycle, scale=r.enhancement)
+            groups = [maths.Group(k, v, share=own, logits=logits, name=PICTURE),
+                      self.group(SOURCE, self.seac.source, site, k, share=source, cycle=True)]
+        groups += [self.group(name_of(r), r.bank, site, k, share=share, cycle=r.cycle, scale=r.enhancement)
                    for (r, _), share in zip(placed, others)]
         return maths.present(groups)
 
-    def group(self, bank: ConsistencyFeatures, site: UNetSite | JointSite, like, *, share, cycle: bool,
+    def group(self, name: str, bank: ConsistencyFeatures, site: UNetSite | JointSite, like, *, share, cycle: bool,
               scale=1.0) -> maths.Group:
         stored = [self.projected(bank, text, site, like) for text in self.call.texts]
         keys, values = (self.rows(parts, like, cycle) for parts in zip(*stored))
@@ -227,7 +245,7 @@ class Control:
             counts = [self.call.run.kept.moved(bank.counts[text][site.layer], like.device, torch.float32)
                       for text in self.call.texts]
             weights = self.rows(counts, like, cycle)
-        return maths.Group(keys, values, scale, share, weights)
+        return maths.Group(keys, values, scale, share, weights, name=name)
 
     def projected(self, bank: ConsistencyFeatures, text: int, site: UNetSite | JointSite,
                   like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,24 +271,28 @@ class Control:
             parts.append(part.expand(per_chunk, *part.shape[1:]) if part.shape[0] == 1 else self.call.of_pictures(part, per_chunk))
         return torch.cat(parts)
 
-    def attended(self, groups: list[maths.Group], q: torch.Tensor, heads: int, attention) -> torch.Tensor:
+    def attended(self, site: UNetSite | JointSite, groups: list[maths.Group], q: torch.Tensor, attention) -> torch.Tensor:
         """Equations (8), (9) and (10)."""
         bias = maths.logit_bias(groups, self.seac.per_group)
+        if self.record is not None:
+            self.record.measure(self.call, site, groups, q, bias)
         masked = any(group.logits is not None for group in groups)
-        return maths.attend(q, maths.joint_keys(groups), maths.joint_values(groups), heads, bias, attention, masked)
+        return maths.attend(q, maths.joint_keys(groups), maths.joint_values(groups), site.heads, bias, attention, masked)
 
     def joint(self, site: JointSite, attention, q, k, v, mask) -> torch.Tensor | None:
         """A transformer's layer: text and whatever else is no picture keep the weight that they have without SEAC."""
         groups = self.groups(site, q, site.picture(k), site.picture(v), None if mask is None else site.picture(mask, 2))
         if groups is None:
-            return None
-        rest = site.others(k)
+            return weigh(site, attention, q, k, v, mask)
+        rest = site.seen(k)
         if rest.shape[1]:
+            weights = site.weights(rest)
             # so that a token weighs as much as one of the picture's own
-            share = rest.shape[1] / q.shape[1] if self.seac.per_group else 1.0
-            logits = None if mask is None else site.others(mask, 2)
-            groups.append(maths.Group(rest, site.others(v), share=share, logits=logits))
-        return self.attended(groups, q, site.heads, attention)
+            mass = rest.shape[1] + (0 if weights is None else (site.weight - 1) * site.references)
+            share = mass / q.shape[1] if self.seac.per_group else 1.0
+            logits = None if mask is None else site.seen(mask, 2)
+            groups.append(maths.Group(rest, site.seen(v), share=share, weights=weights, logits=logits, name=WORDS))
+        return self.attended(site, groups, q, attention)
 
 
 def layers_within(bank: ConsistencyFeatures, room: int) -> int:
@@ -293,5 +315,6 @@ def attend(q, k, v, extra):
             control.call.run.warn(f"{NODE}: another patch (HyperTile?) cuts the queries into tiles; such layers are "
                                   "left alone.")
         return attention(q, k, v)
-    groups = control.groups(UNetSite(control.call, layer, extra["activations_shape"][-2:], extra["n_heads"]), q, k, v)
-    return attention(q, k, v) if groups is None else control.attended(groups, q, extra["n_heads"], attention)
+    site = UNetSite(control.call, layer, tuple(extra["activations_shape"][-2:]), extra["n_heads"])
+    groups = control.groups(site, q, k, v)
+    return attention(q, k, v) if groups is None else control.attended(site, groups, q, attention)

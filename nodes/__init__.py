@@ -31,11 +31,14 @@ from .mmfs_style_seed import MMFSStyleSeed
 from .mmfs_stylize import MMFSStylize
 from .paste_face import PasteFace
 from .pick_points import PickPoints
+from .reference_weight import ReferenceWeight
 from .same_noise import SameNoise
 from .save_features import SaveFeatures
 from .scale_power_attention import ScalePowerAttention
 from .scheduled_softmax_attention import ScheduledSoftmaxAttention
 from .seac_patch import SEACPatch
+from .seac_report import SEACReport
+from .seac_trace import SEACTrace
 from .source_trajectory import SourceTrajectory
 from .style_lora_train import StyleLoRATrain
 from .stylegan_generate import StyleGANGenerate
@@ -52,6 +55,8 @@ NODES = [
     LoadFeatures,
     SameNoise,
     SEACPatch,
+    SEACTrace,
+    SEACReport,
     AlignFace,
     PasteFace,
     FaceAnalysisLoader,
@@ -66,6 +71,7 @@ NODES = [
     LoRACrossInjection,
     DecoupledCFG,
     DecoupledCFGGuider,
+    ReferenceWeight,
     FewStepPreset,
     FastSAMLoader,
     FastSAMSegment,

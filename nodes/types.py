@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 ConsistencyFeaturesType = io.Custom("CONSISTENCY_FEATURES")
 CATEGORY = "Portrait Atelier/ZePo"
+SEACTraceType = io.Custom("ATELIER_SEAC_TRACE")  # host.seac_trace.Trace
 MAX_SEED = 2**64 - 1
 
 TrajectoryType = io.Custom("ATELIER_TRAJECTORY")

@@ -5,7 +5,7 @@ what they need (sigma too: reading it in a layer would wait for the GPU there). 
 the `Run`, and inside a call, in a copy of them, its `Call`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -92,6 +92,7 @@ class Call:
     cropped: the call is about a part of the picture; split: its sigma was seen just before with other prompts
     shape: of the latent that the model is called with
     attention: what the attention method on the model wants its hooks to see
+    references: by layer, how much tokens of reference latents weigh where it is not 1
     """
 
     run: Run
@@ -106,6 +107,7 @@ class Call:
     split: bool = False
     shape: tuple[int, ...] = ()
     attention: object = None
+    references: Mapping[LayerId, float] = field(default_factory=dict)
 
     def within(self, start: float, end: float) -> bool:
         """Whether sigma lies in this part of the full schedule, in fractions of it. The sampling in force decides."""

@@ -85,7 +85,10 @@ def joint_layers(network) -> dict[LayerId, tuple[str, int]]:
 
 @dataclass(frozen=True, eq=False)
 class JointSite:
-    """One attention call: its layer, the picture's tokens `start` to `end` on their grid, the options it is given."""
+    """One attention call: its layer, the picture's tokens `start` to `end` on their grid, the options it is given.
+
+    references: how many keys right behind the picture are those of reference latents
+    """
 
     network: torch.nn.Module
     layer: LayerId
@@ -94,6 +97,12 @@ class JointSite:
     end: int
     grid: tuple[int, int]
     extra: dict
+    references: int = 0
+
+    @property
+    def weight(self) -> float:
+        """How much a key of a reference latent weighs against another, for the picture's queries."""
+        return self.extra[KEY].references.get(self.layer, 1.0) if self.references else 1.0
 
     @property
     def place(self) -> tuple | None:
@@ -104,10 +113,22 @@ class JointSite:
         """The picture's part of [rows, tokens, channels]."""
         return tokens.narrow(axis, self.start, self.end - self.start)
 
-    def others(self, tokens: torch.Tensor, axis: int = 1) -> torch.Tensor:
-        """All but the picture's part: text, reference latents, padding."""
-        length = tokens.shape[axis]
-        return torch.cat([tokens.narrow(axis, 0, self.start), tokens.narrow(axis, self.end, length - self.end)], axis)
+    def others(self, tokens: torch.Tensor, axis: int = 1, hidden: int = 0) -> torch.Tensor:
+        """All but the picture's part and so many tokens behind it: text, reference latents, padding."""
+        end, length = self.end + hidden, tokens.shape[axis]
+        return torch.cat([tokens.narrow(axis, 0, self.start), tokens.narrow(axis, end, length - end)], axis)
+
+    def seen(self, tokens: torch.Tensor, axis: int = 1) -> torch.Tensor:
+        """`others` of keys, without references that weigh nothing."""
+        return self.others(tokens, axis, self.references if self.weight == 0 else 0)
+
+    def weights(self, seen: torch.Tensor) -> torch.Tensor | None:
+        """The weight of each of these keys, [rows, tokens] in float32; None for equal ones."""
+        if self.weight in (0, 1):
+            return None
+        weights = seen.new_ones(seen.shape[:2], dtype=torch.float32)
+        weights[:, self.start:self.start + self.references] = self.weight
+        return weights
 
     def stored(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """What a bank keeps of the picture's keys, without place, and values: [rows, tokens, channels of both]."""
@@ -186,6 +207,8 @@ class JointAttention:
 
     def __init__(self, call: Call, options: dict, act: Callable):
         self.network, self.act, self.earlier = call.model.diffusion_model, act, options.get(OVERRIDE)
+        if self.earlier is attend:  # ours, of another node
+            self.earlier = options[KEY].attention.earlier
         known = architecture(self.network)
         patch = getattr(self.network, known.patch)
         self.grid = tuple(-(-size // patch) for size in call.shape[-2:])
@@ -201,7 +224,7 @@ class JointAttention:
         None for what is none of ours: text refiners, and a control network's blocks, which see the options of a layer
         behind it.
         """
-        references = sum(extra.get("reference_image_num_tokens", ()))
+        references = held = sum(extra.get("reference_image_num_tokens", ()))
         if tokens - queries == references:  # core's Flux KV Cache: those of the first step, behind the keys alone
             references = 0
         end = queries - self.padding - references
@@ -211,7 +234,8 @@ class JointAttention:
         if layer is None or layer in self.done or start < 0 or tokens < queries:
             return None
         self.done.add(layer)
-        return JointSite(self.network, layer, heads, start, end, self.grid, extra)
+        held = held if layer[2] != SECOND else 0
+        return JointSite(self.network, layer, heads, start, end, self.grid, extra, held)
 
 
 def overridden(call: Call, options: dict, joint: JointAttention) -> dict:

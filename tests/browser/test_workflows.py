@@ -138,13 +138,13 @@ def assert_in_view(boxes):
 def assert_models_offered(page, name):
     """A model's `name` must be the value of its widget, else the editor cannot offer the download."""
     loaders = page.evaluate("() => {" + ALL + """return all(app.graph).filter(node => !node.subgraph).flatMap(node => (node.widgets ?? [])
-        .filter(widget => ['ckpt_name', 'lora_name', 'clip_name'].includes(widget.name) && node.type !== 'AtelierFastSAMMaskBlend')  // its style is the user's
+        .filter(widget => ['ckpt_name', 'lora_name', 'clip_name', 'unet_name', 'vae_name'].includes(widget.name) && node.type !== 'AtelierFastSAMMaskBlend')  // its style is the user's
         .map(widget => [widget.value, node.properties.models]))}""")
     assert loaders or name in DEMOS or name in BY_HAND
     for value, models in loaders:
         assert [model["name"] for model in models] == [value]
         assert models[0]["url"].startswith("https://") and models[0]["url"].endswith(".safetensors")
-        assert models[0]["directory"] in ("checkpoints", "loras", "clip_vision")
+        assert models[0]["directory"] in ("checkpoints", "loras", "clip_vision", "diffusion_models", "text_encoders", "vae")
     # The notes say the same, for those who fetch the files themselves, and name what the editor does not fetch.
     notes = page.evaluate("app.graph.nodes.filter(node => node.type === 'MarkdownNote').map(node => node.widgets[0].value)")
     faces = page.evaluate("() => {" + ALL + """return all(app.graph).filter(
@@ -224,6 +224,14 @@ def test_the_demo_puts_a_face_back(page, drawn, api, shows):
     assert max(ImageStat.Stat(difference.crop((left + 40, top + 40, right - 40, bottom - 40))).mean) > 10
     face = page.wait_for_function(SHOWN, arg=[shows, page.nodes2]).json_value()
     assert Image.open(io.BytesIO(page.request.get(face).body())).size == (256, 256)
+    assert page.errors == []
+
+
+def test_the_demo_reports_what_two_styles_did(page, drawn):
+    """The report shows its plot first, then the picture in colours."""
+    assert drawn("zepo_demo_regions")
+    shown = page.wait_for_function(SHOWN, arg=["SEAC Report", page.nodes2]).json_value()
+    assert Image.open(io.BytesIO(page.request.get(shown).body())).width == 640
     assert page.errors == []
 
 

@@ -1,5 +1,8 @@
 """Tiny random models with the module tree of SD1.5, SD2.1 and SDXL, on ComfyUI's own UNet class."""
 
+import sys
+from pathlib import Path
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
@@ -17,6 +20,8 @@ from portrait_atelier.nodes.mask_blend import FastSAMMaskBlend
 from portrait_atelier.nodes.seac_patch import SEACPatch
 from portrait_atelier.nodes.source_trajectory import SourceTrajectory
 from portrait_atelier.nodes.token_merge import TokenMerge
+
+sys.path.append(str(Path(__file__).parents[1]))  # of tiny_transformers
 
 
 class TinySD15(comfy.supported_models.SD15):
@@ -236,6 +241,43 @@ def difference(a, b) -> float:
 @pytest.fixture(scope="session")
 def apart():
     return difference
+
+
+@pytest.fixture(scope="session")
+def literal_shares():
+    return attention_shares
+
+
+def attention_shares(model, run, sizes, layer_of) -> dict:
+    """Where the attention of a run's pictures went, by a softmax in float64: {(prompt, layer): {name: share}}.
+
+    From what the host's attention was given, as another pack's override sees it: keys with whatever is in them, and
+    masks. run(): samples with `model`; sizes(layer): {name: tokens} in the order of the keys, other tokens behind them are
+    words; layer_of(extra, queries, tokens): of a call of ours, else None. Means over heads, queries, pictures and steps.
+    """
+    found = {}
+
+    def watch(func, q, k, v, heads, mask=None, **options):
+        extra, axis = options["transformer_options"], 2 if options.get("skip_reshape") else 1
+        layer = layer_of(extra, q.shape[axis], k.shape[axis])
+        if layer is not None:
+            a, b = (x.double() if axis == 2 else x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+            logits = a @ b.transpose(-1, -2) * options.get("scale", a.shape[-1] ** -0.5)
+            if mask is not None:
+                logits = logits + (mask if mask.ndim == 4 else mask[:, None]).double()
+            mass, names = logits.softmax(-1), sizes(layer)
+            names = {**names, "words": k.shape[axis] - sum(names.values())}
+            slots = extra["cond_or_uncond"]
+            for slot, rows in zip(slots, mass.chunk(len(slots))):
+                parts = rows.split(list(names.values()), -1)
+                found.setdefault((slot, layer), []).append([part.sum(-1).mean().item() for part in parts])
+        return func(q, k, v, heads, mask=mask, **options)
+
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = watch
+    run(model)
+    assert found
+    return {key: dict(zip([*sizes(key[1]), "words"], torch.tensor(calls).mean(0).tolist())) for key, calls in found.items()}
 
 
 class Trace:

@@ -31,6 +31,7 @@ ELSEWHERE = {"AtelierFastSAMMask", "AtelierDemoPicture", "AtelierPickPoints"}  #
 TEXTS = {
     ("AtelierConsistencyFeatureExtract", "layers"): ({**BAD_LAYERS, "": "no layer", " , ": "no layer"}, GOOD_LAYERS),
     ("AtelierSEACPatch", "layers"): (BAD_LAYERS, [*GOOD_LAYERS, ""]),
+    ("AtelierReferenceWeight", "layers"): (BAD_LAYERS, [*GOOD_LAYERS, "b0-14", ""]),
     ("AtelierLoRACrossInjection", "layers"): (BAD_SITES, GOOD_SITES),
     ("AtelierScalePowerAttention", "layers"): (BAD_LAYERS, [*GOOD_LAYERS, "d,u", ""]),
     ("AtelierScalePowerAttention", "scale_down"): (BAD_SCALES, GOOD_VALUES),

@@ -9,147 +9,26 @@ import comfy.ldm.krea2.model
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.qwen_image.model
-import comfy.model_management
-import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import comfy.supported_models as supported
 import pytest
 import torch
 from comfy_extras.nodes_flux import FluxKVCache
+from tiny_transformers import FAMILIES, POOLED, TEXT, build
 from torch.utils.flop_counter import FlopCounterMode
 
 from portrait_atelier.attention import seac as maths
-from portrait_atelier.host import feature_files, seac as host
+from portrait_atelier.host import feature_files, seac as host, seac_report
 from portrait_atelier.host.kit import transformers
 from portrait_atelier.host.kit.calls import Kept
 from portrait_atelier.nodes.consistency_feature_extract import ConsistencyFeatureExtract
+from portrait_atelier.nodes.decoupled_cfg import DecoupledCFG
+from portrait_atelier.nodes.reference_weight import ReferenceWeight
 from portrait_atelier.nodes.seac_patch import SEACPatch
+from portrait_atelier.nodes.seac_trace import SEACTrace
 from portrait_atelier.nodes.token_merge import TokenMerge
 
 TOLERANCE = 1e-4
-TEXT, POOLED = 32, 24  # channels of the prompts here
-NEXT = dict(
-    image_model="lumina2",
-    patch_size=2,
-    in_channels=16,
-    dim=48,
-    n_layers=3,
-    n_refiner_layers=1,
-    n_heads=4,
-    multiple_of=16,
-    ffn_dim_multiplier=1.0,
-    qk_norm=True,
-    cap_feat_dim=TEXT,
-    axes_dims=[4, 4, 4],
-    axes_lens=[64, 64, 64],
-    rope_theta=256.0,
-)
-STREAMS = dict(
-    context_in_dim=TEXT,
-    hidden_size=48,
-    mlp_ratio=2.0,
-    num_heads=4,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=[4, 4, 4],
-    theta=10000,
-    patch_size=2,
-    qkv_bias=True,
-    txt_ids_dims=[],
-)
-FAMILIES = {
-    "zimage": (supported.ZImage, dict(NEXT, n_kv_heads=4, pad_tokens_multiple=8)),
-    "lumina": (supported.Lumina2, dict(NEXT, n_kv_heads=2)),
-    "flux": (
-        supported.Flux,
-        dict(STREAMS, image_model="flux", in_channels=16, out_channels=16, vec_in_dim=POOLED, guidance_embed=True),
-    ),
-    "flux2": (
-        supported.Flux2,
-        dict(
-            STREAMS,
-            image_model="flux2",
-            in_channels=128,
-            out_channels=128,
-            vec_in_dim=None,
-            guidance_embed=False,
-            patch_size=1,
-            qkv_bias=False,
-            txt_ids_dims=[3],
-            global_modulation=True,
-            mlp_silu_act=True,
-            ops_bias=False,
-            default_ref_method="index",
-            ref_index_scale=10.0,
-            axes_dim=[4, 4, 4, 4],
-            hidden_size=32,
-            num_heads=2,
-        ),
-    ),
-    "chroma": (
-        supported.Chroma,
-        dict(
-            STREAMS,
-            image_model="chroma",
-            in_channels=64,
-            out_channels=64,
-            in_dim=64,
-            out_dim=48,
-            hidden_dim=32,
-            n_layers=1,
-            vec_in_dim=None,
-        ),
-    ),
-    "qwen": (
-        supported.QwenImage,
-        dict(
-            image_model="qwen_image",
-            patch_size=2,
-            in_channels=64,
-            out_channels=16,
-            num_layers=3,
-            attention_head_dim=12,
-            num_attention_heads=4,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(4, 4, 4),
-        ),
-    ),
-    "krea2": (
-        supported.Krea2,
-        dict(
-            image_model="krea2",
-            features=64,
-            tdim=32,
-            txtdim=TEXT // 2,
-            heads=4,
-            kvheads=2,
-            multiplier=1,
-            layers=3,
-            txtlayers=2,
-            txtheads=4,
-            txtkvheads=4,
-            default_ref_method="index",
-        ),
-    ),
-    "sd3": (
-        supported.SD3,
-        dict(
-            in_channels=16,
-            patch_size=2,
-            depth=2,
-            num_blocks=3,
-            input_size=None,
-            adm_in_channels=POOLED,
-            context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
-            num_patches=1024,
-            pos_embed_max_size=32,
-            pos_embed_scaling_factor=None,
-            qk_norm="rms",
-            x_block_self_attn_layers=[0],
-        ),
-    ),
-}
 SPIED = [
     (comfy.ldm.flux.math, "optimized_attention"),
     (comfy.ldm.lumina.model, "optimized_attention_masked"),
@@ -161,23 +40,6 @@ SPIED = [
 
 def random(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def build(family, seed=0):
-    config, spec = FAMILIES[family]
-    config = type(f"Tiny{config.__name__}", (config,), {"unet_config": {}})
-    model = config(dict(spec, dtype=torch.float32)).get_model({}, device=torch.device("cpu")).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.diffusion_model.named_parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-        else:
-            parameter.data.normal_(float(name.endswith("weight")), 0.2, generator=generator)
-        parameter.requires_grad_(False)
-    if family == "sd3":
-        model.diffusion_model.pos_embed.normal_(0, 0.5, generator=generator)
-    management = comfy.model_management
-    return comfy.model_patcher.ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
 
 class Stage:
@@ -326,12 +188,13 @@ def worst(
     after=0,
     padding=0,
     layers=None,
+    weight=1.0,
 ):
     """The largest relative error of a real run: picture rows to [others, own, source, lambda reference].
 
     source, reference: of `plain_bank`; own, shares: the weights of its own tokens and theirs
     start: tokens before the picture, after: behind it, padding: hidden ones at the text's end
-    layers: numbers of the blocks where it acts, None for all
+    layers: numbers of the blocks where it acts, None for all; weight: of what stands behind the picture
     """
     tokens, error, controlled = math.prod(grid_of(stage, latent)), 0.0, 0
     for run in runs:
@@ -354,8 +217,10 @@ def worst(
                 inside[begin:end] = acts
                 asking = inside[: q.shape[1]]  # the keys may be more
                 if acts:
+                    behind = torch.arange(length) >= end
                     groups = [
-                        (k[:, ~inside & shown], v[:, ~inside & shown], 1.0, 1.0),
+                        (k[:, ~inside & shown & ~behind], v[:, ~inside & shown & ~behind], 1.0, 1.0),
+                        (k[:, behind & shown], v[:, behind & shown], 1.0, weight),
                         (k[:, inside], v[:, inside], 1.0, own),
                     ]
                     for bank, factor, share in ((source, 1.0, shares[0]), (reference, lam, shares[1])):
@@ -584,6 +449,104 @@ def test_reference_latents_are_others(family):
     assert error < TOLERANCE
 
 
+WITH_REFERENCES = ["flux", "flux2", "qwen", "krea2"]
+
+
+def with_latents(stage, **more):
+    latents = [stage.latent(6, 1, 8, 8), stage.latent(7, 1, 4, 8)]
+    after = sum(math.prod(grid_of(stage, latent)) for latent in latents)
+    if stage.family in ("qwen", "krea2"):
+        latents = [latent[:, :, None] for latent in latents]
+    prompts = zip(("positive", "negative"), (1, 2))
+    return {name: stage.prompt(seed, reference_latents=latents, **more) for name, seed in prompts}, after
+
+
+@pytest.mark.parametrize("family", WITH_REFERENCES)
+@pytest.mark.parametrize("weight", [0.0, 2.5])
+def test_references_weigh_what_the_node_says(family, weight):
+    """Alone, and with SEAC before and behind it, in float64; text and references themselves attend as ever."""
+    stage = stage_of(family)
+    (prompts, after), content, style = with_latents(stage), stage.latent(3), stage.latent(4)
+    expected = {"after": after, "padding": HIDDEN.get(family, 0), "start": text_tokens(stage), "weight": weight}
+    banks = stage.features(content, **prompts), stage.features(style, **prompts)
+    plain = [plain_bank(stage, latent, after, **prompts) for latent in (content, style)]
+    alone = ReferenceWeight.execute(stage.model, weight=weight)[0]
+    runs = [
+        (alone, {"source": None, "reference": None, "own": 1.0}),
+        (stage.patch(*banks, model=alone), dict(zip(("source", "reference"), plain))),
+        (ReferenceWeight.execute(stage.patch(*banks), weight=weight)[0], dict(zip(("source", "reference"), plain))),
+    ]
+    for model, groups in runs:
+        with spy(stage) as calls:
+            stage.sample(model, content, sigmas=(0.7, 0.0), **prompts)
+        assert worst(stage, calls, content, **groups, **expected) < TOLERANCE
+        assert worst(stage, calls, content, **groups, **{**expected, "weight": 1.0}) > 1e-3
+
+
+def test_references_that_weigh_as_ever_change_nothing():
+    stage = stage_of("flux2")
+    (prompts, _), latent = with_latents(stage), stage.latent(3)
+    plain = stage.sample(stage.model, latent, **prompts)
+    for off in ({"weight": 1.0}, {"start": 0.6, "end": 0.4}, {"layers": ""}):
+        model = ReferenceWeight.execute(stage.model, **{"weight": 2.0, **off})[0]
+        assert not model.wrappers.get("apply_model") and torch.equal(stage.sample(model, latent, **prompts), plain)
+    late = ReferenceWeight.execute(stage.model, weight=2.0, end=0.1)[0]  # the steps come later
+    assert torch.equal(stage.sample(late, latent, **prompts), plain)
+    other = ReferenceWeight.execute(stage.model, weight=2.0)[0]
+    assert torch.equal(stage.sample(other, latent), stage.sample(stage.model, latent)), "no reference"
+    assert not torch.equal(stage.sample(other, latent, **prompts), plain)
+    half = [ReferenceWeight.execute(ReferenceWeight.execute(stage.model, weight=a)[0], weight=b)[0] for a, b in ((4.0, 0.5), (1.0, 2.0))]
+    assert torch.equal(*(stage.sample(model, latent, **prompts) for model in half)), "two nodes multiply"
+    with pytest.raises(ValueError, match="does not know where the reference latents of TinyZImage models stand"):
+        ReferenceWeight.execute(stage_of("zimage").model)
+
+
+def test_the_weight_with_balance_and_the_kv_cache():
+    """Words weigh as much as without it; cached references stand behind the keys alone."""
+    stage = stage_of("flux2")
+    (prompts, after), content, style = with_latents(stage, reference_latents_method="index_timestep_zero"), stage.latent(3), stage.latent(4)
+    banks = stage.features(content, **prompts), stage.features(style, **prompts)
+    model = ReferenceWeight.execute(stage.patch(*banks, balance="images"), weight=3.0)[0]
+    source, reference = (plain_bank(stage, latent, after, **prompts) for latent in (content, style))
+    for cached in (model, FluxKVCache.execute(model)[0]):
+        with spy(stage) as runs:
+            stage.sample(cached, content, **prompts)
+        assert worst(stage, runs, content, source, reference, after=after, start=text_tokens(stage), shares=(0.5, 0.5), weight=3.0) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", WITH_REFERENCES)
+@pytest.mark.parametrize("lent", [False, True])
+def test_decoupled_guidance_takes_the_references_for_the_identity(family, lent, apart):
+    """Each formulation from four plain predictions; `lent`: the negative prompt has no reference of its own."""
+    stage = stage_of(family)
+    (prompts, _), latent = with_latents(stage), stage.latent(3, 2)
+    bare = {"positive": stage.positive, "negative": stage.negative}
+
+    def drawn(model, positive, negative, cfg=1.0):  # one step gives the prediction of the clean picture
+        return stage.sample(model, latent, cfg, (0.6, 0.0), positive, negative)
+
+    u, t, i, ti = (drawn(stage.model, given[text], bare["negative"])
+                   for given in (bare, prompts) for text in ("negative", "positive"))
+    assert apart(i, u) > 1e-3 and apart(ti, t) > 1e-3
+    negative = (bare if lent else prompts)["negative"]
+    for formulation, expected in {
+        "DCG_2": u + 1.5 * (i - u) + 3 * (ti - i),
+        "DCG_1": u + 1.5 * (t - u) + 3 * (ti - t),
+        "DCG_3": u + 1.5 * (t - u) + 3 * (i - u),
+    }.items():
+        scales = {"alpha": "1.5", "beta": "3", "rescale": 0.0}
+        model = DecoupledCFG.execute(stage.model, formulation=formulation, **scales)[0]
+        assert apart(drawn(model, prompts["positive"], negative), expected) < TOLERANCE, formulation
+    plain = DecoupledCFG.execute(stage.model, alpha="1", beta="1")[0]
+    assert torch.equal(drawn(plain, prompts["positive"], negative), ti)
+
+
+def test_decoupled_guidance_without_references_is_as_ever(apart):
+    stage = stage_of("flux2")
+    model = DecoupledCFG.execute(stage.model, alpha="2", beta="2", rescale=0.0)[0]
+    assert apart(stage.sample(model, stage.latent(3)), stage.sample(stage.model, stage.latent(3), cfg=2.0)) < TOLERANCE
+
+
 def test_flux_kv_cache():
     """Core's node takes reference latents out of the sequence after a step, and puts their keys behind the others."""
     stage = stage_of("flux2")  # its reference latents fail in core on Flux.1
@@ -774,6 +737,44 @@ def test_a_merged_step_costs_what_a_plain_step_costs(family, monkeypatch):
         flops.append(counter.get_total_flops())
     plain, warm, unmerged, extraction = flops
     assert warm <= 1.05 * plain < unmerged and extraction <= 1.05 * plain
+
+
+# What SEAC Report tells: tests/host/test_seac_report.py has the rest of it, on UNets.
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_the_report_has_the_shares_of_the_softmax(stage, literal_shares, cfg):
+    """Two references, one merged, in a part of the picture; recorded runs are those without, bit for bit."""
+    latent, known = stage.latent(3, 2), transformers.joint_layers(stage.model.model.diffusion_model)
+    names = {(*block, layer[2]): layer for layer, block in known.items()}
+    banks = [stage.features(latent), stage.features(stage.latent(4, 1, 8, 12))]
+    banks.append(TokenMerge.execute(stage.features(stage.latent(5)), ratio=0.5, weigh_merged=True)[0])
+    model = stage.patch(*banks[:2], strength=0.8, balance="images" if stage.family == "krea2" else "tokens")
+    mask = torch.cat([torch.zeros(1, 64, 32), torch.ones(1, 64, 32)], 2)
+    model = stage.patch(None, banks[2], model=model, mask=mask, style_share=0.4)
+    expected = stage.sample(model, latent, cfg)
+
+    def sizes(layer):
+        tokens = [bank.features[0][layer].shape[1] for bank in banks]
+        return dict(zip(["picture", "source", "reference 1", "reference 2"], [tokens[0], *tokens]))
+
+    def layer_of(extra, queries, tokens):
+        held = 16 + 16 + 24 + 8
+        block = extra.get("block_type"), extra.get("block_index"), int(stage.family == "sd3" and tokens == held)
+        return names.get(block) if queries == 16 and tokens >= held else None
+
+    shares = literal_shares(model, lambda watched: stage.sample(watched, latent, cfg), sizes, layer_of)
+    assert {layer for _, layer in shares} == set(known)
+    model, trace = SEACTrace.execute(model).result
+    assert torch.equal(stage.sample(model, latent, cfg), expected)
+    assert set(trace.last.shares) == {prompt for prompt, _ in shares} == ({0} if cfg == 1 else {0, 1})
+    for (prompt, layer), groups in shares.items():
+        for name, share in groups.items():
+            assert seac_report.per_layer(trace.last, name, prompt)[layer] == pytest.approx(share, abs=1e-5), (layer, name)
+    assert seac_report.text(trace.last).startswith(f"SEAC acted in {len(known)} of {len(known)} layers and 2 of 2 steps.")
+    for layer, maps in trace.last.maps.items():
+        assert (maps["reference 2"][..., :2] / trace.last.counts[layer][0] < 1e-3).all()
+        assert (maps["reference 2"][..., 2:] > 1e-3).all()
 
 
 # Mutants: mistakes that are easy to make. Each must be far outside the tolerance.

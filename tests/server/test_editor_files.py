@@ -13,7 +13,7 @@ NODES = sorted(path.name for path in (ROOT / "web" / "docs").iterdir())
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 BLUEPRINTS = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
 API = sorted((ROOT / "workflows" / "api").glob("*.json"))
-FILES = {"ckpt_name", "lora_name", "clip_name", "pack", "file", "model", "model_name", "dino", "image"}  # inputs that name files which are not here
+FILES = {"ckpt_name", "lora_name", "clip_name", "unet_name", "vae_name", "pack", "file", "model", "model_name", "dino", "image"}  # inputs that name files which are not here
 
 
 def test_the_workflows_are_templates(client):

@@ -198,3 +198,19 @@ def test_masks_average_and_fit_odd_grids():
     assert grid.shape == (2, 63) and grid.min() >= 0 and grid.max() <= 1
     torch.testing.assert_close(mask_on_grid(mask, (1, 1))[:, 0], mask.mean((1, 2)))
     assert torch.equal(mask_on_grid(torch.full((1, 2, 2), 1.7), (5, 3)), torch.ones(1, 15))
+
+
+def test_attention_per_group_is_the_softmax_summed(monkeypatch):
+    """In float64 at once, against what is done for some queries at a time."""
+    generator = torch.Generator().manual_seed(0)
+    q, a, b = (torch.randn(2, tokens, 24, generator=generator) for tokens in (7, 5, 3))
+    groups = [Group(a, a, share=0.3), Group(b, b, scale=1.4, share=torch.linspace(0.1, 0.9, 7).expand(2, -1))]
+    bias = logit_bias(groups, per_group=True)
+    keys = torch.cat([a, 1.4 * b], 1)
+    one, two = (x.unflatten(-1, (3, 8)).transpose(1, 2).double() for x in (q, keys))
+    mass = (one @ two.transpose(-1, -2) / 8**0.5 + bias[:, None]).softmax(-1).mean(1)
+    expected = torch.stack([mass[..., :5].sum(-1), mass[..., 5:].sum(-1)], -1)
+    for room in (1, 60, 2**24):
+        monkeypatch.setattr(seac, "LOGITS_AT_ONCE", room)
+        assert torch.allclose(seac.attention_per_group(q, groups, 3, bias).double(), expected, atol=1e-6)
+    assert torch.allclose(seac.attention_per_group(q, groups, 3, None).sum(-1), torch.ones(2, 7))

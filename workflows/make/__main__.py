@@ -6,11 +6,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from . import diffstyler, fastface, mmfs, zepo
+from . import diffstyler, fastface, mmfs, transformers, zepo
 from .editor_json import Level
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = [zepo, fastface, diffstyler, mmfs]
+FAMILIES = [zepo, fastface, diffstyler, mmfs, transformers]
 READY = "() => window.app?.extensionManager && LiteGraph.registered_node_types.AtelierSEACPatch"
 LOAD = "async graph => { await app.loadGraphData(graph); return (await app.graphToPrompt()).output; }"
 

@@ -72,7 +72,7 @@ class Level:
         ]
         entry = {
             "type": kind,
-            "title": title or info["display_name"],
+            "title": title or info["display_name"] or kind,
             "pos": pos,
             "size": size,
             "flags": {},
@@ -207,10 +207,14 @@ class Level:
         number, self.next = self.next, self.next + 1
         self.nodes[number] = {"id": number, "order": len(self.nodes), **entry}
         for name in links:
-            (out, origin), (into, target) = self._slot("outputs", *links[name]), self._slot("inputs", number, name)
-            target["link"] = self._link(links[name][0], out, number, into, origin["type"])
-            origin["links"].append(target["link"])
+            self.link(links[name], number, name)
         return number
+
+    def link(self, origin: tuple, node: int, name: str) -> None:
+        """From `origin`, (node, output), to an input of a node of this level."""
+        (out, source), (into, target) = self._slot("outputs", *origin), self._slot("inputs", node, name)
+        target["link"] = self._link(origin[0], out, node, into, source["type"])
+        source["links"].append(target["link"])
 
     def _slot(self, side: str, node: int, name) -> tuple:
         slots = self.nodes[node][side]

@@ -1,5 +1,7 @@
 """A node pack for tests only: a tiny random model without files, and nodes that wait, fail and check."""
+import importlib.util
 import time
+from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
@@ -112,4 +114,54 @@ class KitFail:
         raise ValueError(text + "\nand a second line")
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (KitModel, KitEncode, KitDecode, KitWait, KitFail)}
+class Text:
+    """Stands for a text encoder: every text has random words of its own, of so many channels."""
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def tokenize(self, text, **options):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        words = torch.Generator().manual_seed(sum(text.encode()))
+        return [[torch.randn(1, 7, self.channels, generator=words), {}]]
+
+
+class Codec:
+    """Stands for a VAE, with this many channels of smaller pictures and as many dimensions."""
+
+    def __init__(self, channels, factor, dimensions):
+        self.channels, self.factor, self.dimensions = channels, factor, dimensions
+
+    def encode(self, pixels):
+        size = [side // self.factor for side in pixels.shape[1:3]]
+        small = torch.nn.functional.interpolate(pixels[..., :3].movedim(-1, 1), size, mode="area") * 2 - 1
+        latent = small.repeat(1, -(-self.channels // 3), 1, 1)[:, :self.channels]
+        return latent if self.dimensions == 2 else latent[:, :, None]
+
+    def decode(self, latent):
+        latent = latent if latent.ndim == 4 else latent[:, :, 0]
+        return torch.nn.functional.interpolate(latent[:, :3], scale_factor=self.factor).movedim(1, -1).sigmoid()
+
+
+class KitTransformer:
+    """(model, text encoder, VAE) of a family of tests/tiny_transformers.py. Older ComfyUIs lack some of the classes."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP", "VAE"), "run", "kit"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"family": ("STRING", {}), "factor": ("INT", {"default": 8})}}
+
+    def run(self, family, factor):
+        path = Path(__file__).resolve().parents[2] / "tiny_transformers.py"
+        spec = importlib.util.spec_from_file_location("tiny_transformers", path)
+        tiny = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tiny)
+        model = tiny.build(family)
+        form = model.get_model_object("latent_format")
+        return model, Text(tiny.TEXT), Codec(form.latent_channels, factor, form.latent_dimensions)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (KitModel, KitEncode, KitDecode, KitWait, KitFail, KitTransformer)}
