@@ -1,4 +1,4 @@
-"""MMFS's claims, measured in the microworld: ``python3 atelier.py bench microworld_mmfs --folder FOLDER [--write FILE]``.
+"""MMFS's claims in the microworld: ``python3 atelier.py bench microworld_mmfs --folder FOLDER [--write FILE]``.
 
 FOLDER is what demo/making/small_mmfs.py trained. Every number speaks of procedural portraits of 64 pixels, none of
 photographs.
@@ -21,20 +21,27 @@ from .microworld import table
 RANDOM = ("distance to art", "identity", "diversity", "structure", "photo", "face")
 GUIDED = ("style", "other", "as asked", "structure", "identity", "face")
 # Table 1 of the paper: FID, Arcface-Dist, LPIPS.
-PAPER = {"MUNIT": (18.96, .511, .505), "DRIT++": (16.18, .514, .489), "BlendGAN": (51.94, .509, .482), "MMFS": (10.39, .507, .583)}
+PAPER = {
+    "MUNIT": (18.96, 0.511, 0.505),
+    "DRIT++": (16.18, 0.514, 0.489),
+    "BlendGAN": (51.94, 0.509, 0.482),
+    "MMFS": (10.39, 0.507, 0.583),
+}
 
 INTRO = """# MMFS in the microworld
 
-Written by `python3 atelier.py bench microworld_mmfs --folder FOLDER --write docs/microworld-mmfs.md`. **Every number here speaks of the demo's procedural portraits** (see `demo/README.md`) at 64 pixels, by a tiny
-network; none says anything about photographs. People and pictures are held out; styles are all that the art has, and two that it has not.
+Written by `python3 atelier.py bench microworld_mmfs --folder FOLDER --write docs/microworld-mmfs.md`. **Every number
+here speaks of the demo's procedural portraits** (see `demo/README.md`) at 64 pixels, by a tiny network; none says
+anything about photographs. People and pictures are held out; styles are all that the art has, and two that it has not.
 
-- **distance to art** (FID): Frechet distance of the style readout's features to as many rendered portraits in all styles of the art.
+- **distance to art** (FID): Frechet distance of the style readout's features to as many rendered portraits in all
+  styles of the art.
 - **identity** (Arcface-Dist): error of the geometry readout against the true parameters; 1 is guessing the mean.
 - **structure**: correlation of edge maps with the photo's; 1 is the same outlines.
 - **photo**: probability that the style readout gives to "photo"; a stylized picture has little.
 - **diversity** (LPIPS): distance of colour moments and Gram matrices between two random styles of one photo.
-- **style**, **other**: the same distance to the reference that was asked for, and to another; **as asked**: probability that the readout gives to
-  its style. **face**: share of pictures in which the face readout finds one.
+- **style**, **other**: the same distance to the reference that was asked for, and to another; **as asked**:
+  probability that the readout gives to its style. **face**: share of pictures in which the face readout finds one.
 """
 
 
@@ -52,11 +59,22 @@ def random_table(studio: Studio, count: int, results: dict, rows: list[torch.Ten
     rows.insert(0, photos[:8])
     cells = []
     for name, (one, two) in pairs.items():
-        told = results[name] = {"distance to art": frechet(studio.features(one), art), **studio.kept(one, photos, who),
-                                "diversity": studio.distance(one, two)}
+        told = results[name] = {
+            "distance to art": frechet(studio.features(one), art),
+            **studio.kept(one, photos, who),
+            "diversity": studio.distance(one, two),
+        }
         cells.append([name, *(told[key] for key in RANDOM)])
     cells += [[f"{name} (paper)", *values, "", "", ""] for name, values in PAPER.items()]
-    head = ["", "distance to art (paper: FID)", "identity (Arcface-Dist)", "diversity (LPIPS)", "structure", "photo", "face"]
+    head = [
+        "",
+        "distance to art (paper: FID)",
+        "identity (Arcface-Dist)",
+        "diversity (LPIPS)",
+        "structure",
+        "photo",
+        "face",
+    ]
     return table("Random styles: the paper's table 1", head, cells)
 
 
@@ -64,18 +82,25 @@ def mean(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
 
-def guided_table(studio: Studio, styles, words: bool, count: int, steps: int, results: dict, rows: list[torch.Tensor]) -> str:
+def guided_table(
+    studio: Studio, styles, words: bool, count: int, steps: int, results: dict, rows: list[torch.Tensor]
+) -> str:
     """Figures 7 and 8: the mapper alone, fine-tuned, and for a picture with and without the projection loss."""
     model, who = studio.model("3"), people(count)
     photos = render(who, torch.zeros(count, dtype=torch.long))
     learnt = render(people(32, SEED + 20), torch.zeros(32, dtype=torch.long))
-    ways = {"mapper alone": None, "fine-tuned": {}} if words else {
-        "mapper alone": None, "fine-tuned without projection": {"projection": 0.}, "fine-tuned": {}}
+    ways = (
+        {"mapper alone": None, "fine-tuned": {}}
+        if words
+        else {"mapper alone": None, "fine-tuned without projection": {"projection": 0.0}, "fine-tuned": {}}
+    )
     runs = {way: [] for way in ways}
     for turn, name in enumerate(styles):
         number = NAMES.index(name)
-        reference, other = (render(people(1, SEED + 30 + at), torch.tensor([NAMES.index(styles[at % len(styles)])]), SEED + at)
-                            for at in (turn, turn + 1))
+        reference, other = (
+            render(people(1, SEED + 30 + at), torch.tensor([NAMES.index(styles[at % len(styles)])]), SEED + at)
+            for at in (turn, turn + 1)
+        )
         picture, text = (None, f"{name} portrait") if words else (image(reference), "")
         for way, changes in ways.items():
             tuned = model
@@ -110,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.inference_mode():
         studio = Studio(args.folder)
         texts.append(random_table(studio, args.people, results, rows))
-        for styles, words in ((ART[:args.styles], False), (HELD_OUT, False), (ART[:args.styles], True)):
+        for styles, words in ((ART[: args.styles], False), (HELD_OUT, False), (ART[: args.styles], True)):
             texts.append(guided_table(studio, styles, words, args.guided, args.steps, results, rows))
     print("\n".join(texts))
     if args.write:

@@ -1,7 +1,7 @@
 """MMFS in the microworld, measured against its ground truth, by the nodes' own code.
 
-Every number speaks of procedural portraits of 64 pixels only: it shows that what was trained does what MMFS claims, not how
-good photographs become.
+Every number speaks of procedural portraits of 64 pixels only: it shows that what was trained does what MMFS claims,
+not how good photographs become.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import checkpoint, judges
 from .portraits import draw, sample_identities
 from .styles import NAMES, TRAINED, VARIANTS, paint
 
-SIDE, SEED = 64, 95_000                # no training seed comes near
+SIDE, SEED = 64, 95_000  # no training seed comes near
 ART = TRAINED[1:]
 
 
@@ -72,7 +72,7 @@ class Studio:
 
     def stylize(self, model: mmfs.Network, photos: torch.Tensor, style: mmfs.Style) -> torch.Tensor:
         """Photos [B, 3, 64, 64] in one style, or one each."""
-        return mmfs.stylize(model, image(photos), style, None, 0., "fixed", 0, "measure").movedim(-1, 1)
+        return mmfs.stylize(model, image(photos), style, None, 0.0, "fixed", 0, "measure").movedim(-1, 1)
 
     def random(self, model: mmfs.Network, photos: torch.Tensor, seed: int) -> torch.Tensor:
         """Each photo in a random style of its own."""
@@ -86,23 +86,29 @@ class Studio:
 
     def kept(self, pictures: torch.Tensor, photos: torch.Tensor, who: dict) -> dict[str, float]:
         told = self.world.judges(pictures)
-        return {"identity": float(judges.identity_error(self.world.judges, pictures, who).mean()),
-                "structure": float(judges.structure(pictures, photos).mean()),
-                "photo": float(told["style"].softmax(1)[:, 0].mean()),
-                "face": float((told["face"] > 0).float().mean())}
+        return {
+            "identity": float(judges.identity_error(self.world.judges, pictures, who).mean()),
+            "structure": float(judges.structure(pictures, photos).mean()),
+            "photo": float(told["style"].softmax(1)[:, 0].mean()),
+            "face": float((told["face"] > 0).float().mean()),
+        }
 
     def distance(self, pictures: torch.Tensor, references: torch.Tensor) -> float:
         return float(judges.style_distance(pictures, references, self.world.spread).mean())
 
     def asked(self, pictures, photos, who, style: int, reference, other) -> dict[str, float]:
-        """style, other: distance to the reference [1, 3, 64, 64] that was asked for and to another, NaN where words were;
-        as asked: probability of the style with this number; and what `kept` tells."""
+        """style, other: distance to the reference [1, 3, 64, 64] that was asked for and to another, NaN for words; as
+        asked: probability of the style with this number; and what `kept` tells."""
         kept = self.kept(pictures, photos, who)
-        near = {name: float("nan") if to is None else self.distance(pictures, to.expand_as(pictures))
-                for name, to in (("style", reference), ("other", other))}
+        near = {
+            name: float("nan") if to is None else self.distance(pictures, to.expand_as(pictures))
+            for name, to in (("style", reference), ("other", other))
+        }
         return {**near, "as asked": float(self.world.judges(pictures)["style"].softmax(1)[:, style].mean()), **kept}
 
-    def tuned(self, model: mmfs.Network, photos: torch.Tensor, picture, text: str, steps: int, **changes) -> mmfs.Network:
+    def tuned(
+        self, model: mmfs.Network, photos: torch.Tensor, picture, text: str, steps: int, **changes
+    ) -> mmfs.Network:
         """Few-shot training as MMFS Few-shot has it, but for its settings in `changes`."""
         chosen = few_shot.Settings(**{**mmfs_few_shot.DEFAULTS, "steps": steps, "micro_batch": 8, **changes})
         with torch.inference_mode(False), torch.enable_grad():

@@ -212,8 +212,8 @@ def warm_start(generator: Checkpoint, cold: bool = False, levels: int = 4) -> St
     if start < 1 or plan.channels[start - 1] != plan.channels[start]:
         raise ValueError(
             f"a StyleGAN2 generator of {plan.size} pixels with channels {list(plan.channels)} does not fit {levels} "
-            f"levels: it needs {4 * 2**levels} pixels at least, and as many channels at 1/{2**levels} of its size as at "
-            f"1/{2**levels // 2}"
+            f"levels: it needs {4 * 2**levels} pixels at least, and as many channels at 1/{2**levels} of its size as "
+            f"at 1/{2**levels // 2}"
         )
     made = Stylizer(plan.channels[start:][::-1], plan.width, mapping_layers=len(plan.style) - 1)
     parts = {"style": "mapping_z"}

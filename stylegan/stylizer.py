@@ -72,7 +72,8 @@ class Stylizer(nn.Module):
         """Pictures [B, 3, H, W] to features [B, C, H/stride, W/stride]. Raises ValueError for other sides."""
         if pictures.shape[-1] % self.stride or pictures.shape[-2] % self.stride:
             raise ValueError(
-                f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]}: both sides must be multiples of {self.stride}"
+                f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]}: both sides must be multiples of "
+                f"{self.stride}"
             )
         return self.encoder(channels_last(pictures))
 
@@ -88,7 +89,7 @@ class Stylizer(nn.Module):
         return torch.cat([a[:first], b[first:]])
 
     def style_from_clip(self, feature: torch.Tensor) -> torch.Tensor:
-        """CLIP's feature [B, style] of length 1 to a style [styles, B, style]. Raises ValueError without a CLIP mapper."""
+        """CLIP's unit feature [B, style] to a style [styles, B, style]. Raises ValueError without a CLIP mapper."""
         if self.clip_mapper is None:
             raise ValueError("no CLIP mapper (phase 2 file); use MMFS Style (Seed) or a phase 3/4 file")
         return self.clip_mapper(feature)

@@ -1,13 +1,13 @@
 """The microworld's CLIP and DINO, which guide the small MMFS as the real ones guide the large one.
 
-``python headless/pack.py --cpu demo.making.small_guides FOLDER`` renders people in four styles each and leaves in FOLDER
-`clip` (a CLIPModel of 64-pixel pictures with a vocabulary of its own), `dino.safetensors` (a vision transformer in DINO's
-layout) and scores.json, what both do on people and phrases that they were not trained on. The same command goes on where it
-was interrupted.
+``python headless/pack.py --cpu demo.making.small_guides FOLDER`` renders people in four styles each and leaves in
+FOLDER `clip` (a CLIPModel of 64-pixel pictures with a vocabulary of its own), `dino.safetensors` (a vision transformer
+in DINO's layout) and scores.json, what both do on people and phrases that they were not trained on. The same command
+goes on where it was interrupted.
 
-CLIP learns as its publishers' did, from pictures and their captions, but a caption that is true of several pictures of a
-batch belongs to all of them. DINO is not self-supervised: its keys' self-similarity is taught to be that of the drawing
-below all styles (contours, silhouette, hair, relief), whatever style the picture is in.
+CLIP learns as its publishers' did, from pictures and their captions, but a caption that is true of several pictures of
+a batch belongs to all of them. DINO is not self-supervised: its keys' self-similarity is taught to be that of the
+drawing below all styles (contours, silhouette, hair, relief), whatever style the picture is in.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from ..portraits import caption_words, draw, sample_identities
 from ..styles import NAMES, VARIANTS, paint
 
 SIDE, SEED, AT_ONCE = 64, 52_000_000, 16
-PEOPLE, EACH = 4_000, 4                # styles of each person
-WIDTH = 128                            # of features, and so of the small MMFS's styles
+PEOPLE, EACH = 4_000, 4  # styles of each person
+WIDTH = 128  # of features, and so of the small MMFS's styles
 STEPS, BATCH, RATE = {"clip": 800, "dino": 700}, {"clip": 128, "dino": 48}, 1e-3
 PATCH, GRID = 8, SIDE // 8
 LAYERS = ("line", "figure", "hair", "relief")
 
-COLOURED = ("photo", "cartoon", "pixel", "glass")     # styles in which words of colour can be seen
+COLOURED = ("photo", "cartoon", "pixel", "glass")  # styles in which words of colour can be seen
 COLOURS = ("skin", "hair", "background", "shirt")
 PLAIN = ["{s}", "a {s}", "{s} portrait", "a {s} portrait", "{s} picture of a person", "the face in {s}", "{s} style"]
 FULL = ["{s} portrait, {w}", "a {s} picture of a person with {w}", "{w}, {s}", "the person with {w} in {s} style"]
 WORDS = ["portrait, {w}", "a person with {w}", "{w}"]
-NEW = ["a face in {s} style", "picture of the portrait, {s}", "the {s}", "{s} style picture"]     # asked, never taught
+NEW = ["a face in {s} style", "picture of the portrait, {s}", "the {s}", "{s} style picture"]  # asked, never taught
 
 
 def people(first: int, count: int) -> dict[str, torch.Tensor]:
@@ -53,8 +53,15 @@ def render(folder: Path, total: int) -> None:
     """pictures.npy uint8 [people, 4, 3, 64, 64], styles.npy [people, 4], layers.npy uint8 [people, 4, 64, 64]."""
     if (folder / "layers.npy").exists():
         return
-    shapes = {"pictures": (total, EACH, 3, SIDE, SIDE), "styles": (total, EACH), "layers": (total, len(LAYERS), SIDE, SIDE)}
-    made = {name: np.lib.format.open_memmap(folder / f"{name}.part", "w+", np.uint8, shape) for name, shape in shapes.items()}
+    shapes = {
+        "pictures": (total, EACH, 3, SIDE, SIDE),
+        "styles": (total, EACH),
+        "layers": (total, len(LAYERS), SIDE, SIDE),
+    }
+    made = {
+        name: np.lib.format.open_memmap(folder / f"{name}.part", "w+", np.uint8, shape)
+        for name, shape in shapes.items()
+    }
     small = lambda x: (F.avg_pool2d(x, 2).clamp(0, 1) * 255).round().byte().numpy()
     for first in range(0, total, AT_ONCE):
         count = min(AT_ONCE, total - first)
@@ -76,12 +83,15 @@ class World:
     """Pictures, styles and drawings of the folder; the last eighth of the people is held out."""
 
     def __init__(self, folder: Path):
-        self.pictures, self.styles, self.layers = (np.load(folder / f"{name}.npy", mmap_mode="r")
-                                                   for name in ("pictures", "styles", "layers"))
+        self.pictures, self.styles, self.layers = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pictures", "styles", "layers")
+        )
         self.total = len(self.pictures)
         self.known = self.total - self.total // 8
 
-    def draw(self, count: int, held_out: bool = False, styles: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(
+        self, count: int, held_out: bool = False, styles: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(people [count], which of their styles [count, styles], pictures [count, styles, 3, 64, 64] from 0 to 1)"""
         low, high = (self.known, self.total) if held_out else (0, self.known)
         who = torch.randperm(high - low)[:count] + low
@@ -97,18 +107,21 @@ def soften(pictures: torch.Tensor) -> torch.Tensor:
 
 # --- captions
 
+
 class Captions:
     """What is true of each picture, and phrases of it."""
 
     def __init__(self, world: World):
         self.styles = torch.from_numpy(np.array(world.styles)).long()
-        self.said = []           # of each person: words that show in all styles, and in all colours
+        self.said = []  # of each person: words that show in all styles, and in all colours
         for first in range(0, world.total, AT_ONCE):
             count = min(AT_ONCE, world.total - first)
             who = people(first, count)
             for one in range(count):
                 words = [word for word in caption_words(who, one) if not word.endswith("eyes")]
-                self.said.append([[word for word in words if word.split()[0] not in HUES or word.split()[-1] not in COLOURS], words])
+                self.said.append(
+                    [[word for word in words if word.split()[0] not in HUES or word.split()[-1] not in COLOURS], words]
+                )
         self.names = [*NAMES, *sorted({word for _, words in self.said for word in words})]
         self.number = {name: at for at, name in enumerate(self.names)}
 
@@ -137,15 +150,19 @@ class Captions:
             return pick(FULL).format(s=NAMES[style], w=word), [style, self.number[word]]
         if kind == 0 or not words:
             return pick(PLAIN).format(s=NAMES[style]), [style]
-        chosen = [words[at] for at in torch.randperm(len(words))[:int(torch.randint(1, 4, ()))]]
+        chosen = [words[at] for at in torch.randperm(len(words))[: int(torch.randint(1, 4, ()))]]
         numbers, told = [self.number[word] for word in chosen], ", ".join(chosen)
         if kind == 1:
             return pick(WORDS).format(w=told), numbers
         return pick(FULL).format(s=NAMES[style], w=told), [style, *numbers]
 
 
-HUES = {name.split()[0] for name in (
-    "pale fair tan brown dark black blond red grey blue pink white green yellow purple orange teal").split()}
+HUES = {
+    name.split()[0]
+    for name in (
+        "pale fair tan brown dark black blond red grey blue pink white green yellow purple orange teal"
+    ).split()
+}
 
 
 def alphabet() -> list[str]:
@@ -162,15 +179,17 @@ def pair_up(words: list[str]) -> list[tuple[str, str]]:
         merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
         for parts in spelled:
             for at in range(len(parts) - 1):
-                if tuple(parts[at:at + 2]) == merges[-1]:      # past the end of what became shorter nothing is equal
-                    parts[at:at + 2] = ["".join(merges[-1])]
+                if tuple(parts[at : at + 2]) == merges[-1]:  # past the end of what became shorter nothing is equal
+                    parts[at : at + 2] = ["".join(merges[-1])]
     return merges
 
 
 def write_vocabulary(folder: Path, names: list[str]) -> int:
-    """vocab.json and merges.txt of a CLIP tokenizer that knows the captions' words, others by their letters; its size."""
+    """vocab.json and merges.txt of a CLIP tokenizer that knows the captions' words and spells others; its size."""
     texts = [*names, *PLAIN, *FULL, *WORDS, *NEW, "photo"]
-    words = sorted({word for text in texts for word in "".join(c if c.isalpha() else " " for c in text).split()} - {"s", "w"})
+    words = sorted(
+        {word for text in texts for word in "".join(c if c.isalpha() else " " for c in text).split()} - {"s", "w"}
+    )
     merges = pair_up(words)
     letters = alphabet()
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
@@ -182,20 +201,37 @@ def write_vocabulary(folder: Path, names: list[str]) -> int:
 
 # --- CLIP
 
+
 def new_clip(vocabulary: int):
     """5 layers: MMFS looks at what leaves the fourth."""
     from transformers import CLIPConfig, CLIPModel
+
     sizes = {"num_attention_heads": 4, "attn_implementation": "eager"}
-    text = {**sizes, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": vocabulary,
-            "max_position_embeddings": TOKENS, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
-            "pad_token_id": vocabulary - 1}
-    vision = {**sizes, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 5, "image_size": SIDE,
-              "patch_size": PATCH}
+    text = {
+        **sizes,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }
+    vision = {
+        **sizes,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 5,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
 def train_clip(folder: Path, world: World, captions: Captions, steps: int) -> None:
     from transformers import CLIPTokenizer
+
     target = folder / "clip"
     if (target / "model.safetensors").exists():
         return
@@ -203,11 +239,13 @@ def train_clip(folder: Path, world: World, captions: Captions, steps: int) -> No
     torch.manual_seed(16)
     model = new_clip(write_vocabulary(target, captions.names)).train()
     tokenize = CLIPTokenizer.from_pretrained(target, local_files_only=True)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(.9, .98), weight_decay=.05)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.05)
     for step, progress in (stage := Stage(folder / "clip.progress", steps, model=model, optimizer=optimizer)):
         who, which, pictures = world.draw(BATCH["clip"])
         told = [captions.phrase(person, k) for person, k in zip(who.tolist(), which[:, 0].tolist())]
-        tokens = tokenize([text for text, _ in told], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        tokens = tokenize(
+            [text for text, _ in told], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+        )
         says = torch.zeros(len(told), len(captions.names))
         for row, (_, numbers) in enumerate(told):
             says[row, numbers] = 1
@@ -217,10 +255,12 @@ def train_clip(folder: Path, world: World, captions: Captions, steps: int) -> No
             read = model.text_model(**tokens).pooler_output
             seen, read = model.visual_projection(seen).float(), model.text_projection(read).float()
         close = F.normalize(seen, dim=1) @ F.normalize(read, dim=1).T * model.logit_scale.exp().clamp(max=60)
-        loss = (F.cross_entropy(close, fits / fits.sum(1, keepdim=True))
-                + F.cross_entropy(close.T, fits.T / fits.T.sum(1, keepdim=True))) / 2
+        loss = (
+            F.cross_entropy(close, fits / fits.sum(1, keepdim=True))
+            + F.cross_entropy(close.T, fits.T / fits.T.sum(1, keepdim=True))
+        ) / 2
         stage.tell(loss)
-        down(optimizer, loss, RATE * warm(step, 100) * (1 - .98 * progress))
+        down(optimizer, loss, RATE * warm(step, 100) * (1 - 0.98 * progress))
     model.half().save_pretrained(target)
 
 
@@ -230,20 +270,21 @@ def down(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> N
     loss.backward()
     for some in optimizer.param_groups:
         some["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(some["params"], 1.)
+        torch.nn.utils.clip_grad_norm_(some["params"], 1.0)
     optimizer.step()
 
 
 # --- DINO
 
+
 def drawing(layers: np.ndarray) -> torch.Tensor:
-    """Layers uint8 [B, 4, 64, 64] -> the self-similarity [B, 65, 65] of what is drawn in the patches; first the mean."""
+    """Layers uint8 [B, 4, 64, 64] -> the self-similarity [B, 65, 65] of what the patches show; first the mean."""
     x = torch.from_numpy(layers).float() / 255
-    line = F.avg_pool2d(x[:, :1], 2)                                      # 4 x 4 values in a patch; 2 x 2 of the others
+    line = F.avg_pool2d(x[:, :1], 2)  # 4 x 4 values in a patch; 2 x 2 of the others
     fine = F.pixel_unshuffle(line, PATCH // 2)
     coarse = F.pixel_unshuffle(F.avg_pool2d(x[:, 1:], 4), PATCH // 4)
     tokens = torch.cat([fine * 1.5, coarse], 1).flatten(2).mT
-    tokens = tokens - torch.tensor([.25] * fine.shape[1] + [.5] * 4 + [.2] * 4 + [.3] * 4)   # about the means
+    tokens = tokens - torch.tensor([0.25] * fine.shape[1] + [0.5] * 4 + [0.2] * 4 + [0.3] * 4)  # about the means
     return losses.self_similarity(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))
 
 
@@ -253,8 +294,8 @@ def train_dino(folder: Path, world: World, steps: int) -> None:
     torch.manual_seed(17)
     model = dino.Dino(WIDTH, 4, PATCH, GRID, 2 * WIDTH)
     for value in (model.cls_token, model.pos_embed):
-        torch.nn.init.normal_(value, std=.02)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(.9, .98), weight_decay=.02)
+        torch.nn.init.normal_(value, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.02)
     for step, progress in (stage := Stage(folder / "dino.progress", steps, model=model, optimizer=optimizer)):
         who, _, pictures = world.draw(BATCH["dino"], styles=2)
         with half("cpu"):
@@ -262,12 +303,16 @@ def train_dino(folder: Path, world: World, steps: int) -> None:
         wanted = drawing(world.layers[who]).repeat_interleave(2, 0)
         loss = losses.structure(losses.self_similarity(keys.float()), wanted)
         stage.tell(loss)
-        down(optimizer, loss, RATE * warm(step, 100) * (1 - .98 * progress))
-    save_file({name: value.half() for name, value in model.state_dict().items()}, folder / "dino.safetensors",
-              metadata={"recipe": "demo/making/small_guides.py", "steps": str(steps)})
+        down(optimizer, loss, RATE * warm(step, 100) * (1 - 0.98 * progress))
+    save_file(
+        {name: value.half() for name, value in model.state_dict().items()},
+        folder / "dino.safetensors",
+        metadata={"recipe": "demo/making/small_guides.py", "steps": str(steps)},
+    )
 
 
 # --- what they can do
+
 
 @torch.no_grad()
 def scores(folder: Path, world: World, captions: Captions) -> dict[str, float]:
@@ -279,10 +324,17 @@ def scores(folder: Path, world: World, captions: Captions) -> dict[str, float]:
     seen = torch.cat([clip.see(part)[0] for part in pictures[:, 0].split(64)])
     told = {}
     for name, templates in (("styles, taught phrases", PLAIN), ("styles, new phrases", NEW)):
-        words = F.normalize(torch.stack([torch.stack([clip.text(t.format(s=s)) for t in templates]) for s in NAMES]), dim=-1)
-        told[name] = float(torch.stack([(seen @ words[:, t].T).argmax(1) == style for t in range(len(templates))]).float().mean())
-    rows = [row for row in range(len(who)) if any(captions.apart(int(style[row]), word)
-                                                  for word in captions.words(int(who[row]), int(which[row, 0])))]
+        words = F.normalize(
+            torch.stack([torch.stack([clip.text(t.format(s=s)) for t in templates]) for s in NAMES]), dim=-1
+        )
+        told[name] = float(
+            torch.stack([(seen @ words[:, t].T).argmax(1) == style for t in range(len(templates))]).float().mean()
+        )
+    rows = [
+        row
+        for row in range(len(who))
+        if any(captions.apart(int(style[row]), word) for word in captions.words(int(who[row]), int(which[row, 0])))
+    ]
     phrases = [captions.phrase(int(who[row]), int(which[row, 0]), held_out=True) for row in rows]
     says = torch.zeros(len(rows), len(captions.names))
     for row, (_, numbers) in enumerate(phrases):
@@ -293,17 +345,29 @@ def scores(folder: Path, world: World, captions: Captions) -> dict[str, float]:
     rival = wrong & (style[rows][:, None] == style[rows])
     told["new pairs of style and word, against another caption"] = float(right[wrong].float().mean())
     told["the same, against another caption of that style"] = float(right[rival].float().mean())
-    similarity = torch.cat([losses.self_similarity(keys(part)) for part in pictures.flatten(0, 1).split(64)]).unflatten(0, (-1, 2))
+    similarity = torch.cat([losses.self_similarity(keys(part)) for part in pictures.flatten(0, 1).split(64)]).unflatten(
+        0, (-1, 2)
+    )
     wanted = drawing(world.layers[who])
-    told["structure error"] = float(losses.structure(similarity[:, 0], wanted) / wanted.sub(wanted.mean(0)).square().mean())
+    told["structure error"] = float(
+        losses.structure(similarity[:, 0], wanted) / wanted.sub(wanted.mean(0)).square().mean()
+    )
     told["structure, same person in two styles"] = float(losses.structure(similarity[:, 0], similarity[:, 1]))
-    told["structure, another person in the same style"] = float(torch.stack([
-        losses.structure(similarity[one, 0], similarity[other, 0]) for one in range(len(who)) for other in range(one + 1, len(who))
-        if style[one] == style[other]][:500] or [torch.tensor(torch.nan)]).mean())
+    told["structure, another person in the same style"] = float(
+        torch.stack(
+            [
+                losses.structure(similarity[one, 0], similarity[other, 0])
+                for one in range(len(who))
+                for other in range(one + 1, len(who))
+                if style[one] == style[other]
+            ][:500]
+            or [torch.tensor(torch.nan)]
+        ).mean()
+    )
     return {name: round(value, 5) for name, value in told.items()}
 
 
-def main(folder: Path, total: int = PEOPLE, share: float = 1.) -> None:
+def main(folder: Path, total: int = PEOPLE, share: float = 1.0) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     render(folder, total)
@@ -318,5 +382,6 @@ def main(folder: Path, total: int = PEOPLE, share: float = 1.) -> None:
 
 if __name__ == "__main__":
     import logging
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     main(Path(sys.argv[1]), *(kind(word) for kind, word in zip((int, float), sys.argv[2:])))

@@ -1,4 +1,4 @@
-"""Trains the microworld's MMFS, all phases: ``python headless/pack.py --cpu demo.making.small_mmfs FOLDER [--processes N]``.
+"""Trains the microworld's MMFS: ``python headless/pack.py --cpu demo.making.small_mmfs FOLDER [--processes N]``.
 
 The portraits, the guides, the StyleGAN2 of stylized portraits, and phases 1 to 3 follow each other in FOLDER, with the
 numbers of small_mmfs.json; sheets, metrics and the files for the nodes lie in a folder for each phase. What is there is
@@ -26,6 +26,7 @@ FOLDERS = {"stylegan2": "g", "1": "1", "2": "2", "3": "3"}
 
 def call(folder: Path, phase: str, numbers: dict, device: str) -> list[str]:
     """The words of the train-mmfs command for a phase; phases find what went before in `folder`."""
+
     def made(before):
         return folder / FOLDERS[before] / f"{train.NAMES[before]}.pt"
 
@@ -33,7 +34,12 @@ def call(folder: Path, phase: str, numbers: dict, device: str) -> list[str]:
     takes = {
         "stylegan2": {"art": data / "art.npy"},
         "1": {"stylegan2": made("stylegan2")},
-        "2": {"init": made("1"), "photos": data / "photos.npy", "art": data / "art.npy", "dino": guides / "dino.safetensors"},
+        "2": {
+            "init": made("1"),
+            "photos": data / "photos.npy",
+            "art": data / "art.npy",
+            "dino": guides / "dino.safetensors",
+        },
         "3": {"init": made("2"), "photos": data / "photos.npy", "clip": guides / "clip"},
     }[phase]
     words = ["--phase", phase, "--out", str(folder / FOLDERS[phase]), "--device", device]
@@ -70,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, default=CONFIG, help="in place of small_mmfs.json")
     parser.add_argument("--until", choices=list(FOLDERS), default="3")
-    parser.add_argument("--people", type=int, default=12_000, help="photos, and as many stylized portraits (default 12000)")
+    parser.add_argument(
+        "--people", type=int, default=12_000, help="photos, and as many stylized portraits (default 12000)"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the guides' steps (default 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=1)

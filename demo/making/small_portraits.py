@@ -31,7 +31,7 @@ def render(style: torch.Tensor, seed: int) -> np.ndarray:
 
 def main(folder: Path, people: int = 12_000) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, name in ((1, "art"), (0, "photos")):      # StyleGAN2 begins with the art
+    for kind, name in ((1, "art"), (0, "photos")):  # StyleGAN2 begins with the art
         if (folder / f"{name}.npy").exists():
             continue
         part = folder / f"{name}.part"
@@ -44,7 +44,7 @@ def main(folder: Path, people: int = 12_000) -> None:
                 continue
             rows = torch.arange(first, min(first + AT_ONCE, people))
             style = 1 + rows % (len(TRAINED) - 1) if kind else torch.zeros_like(rows)
-            table[rows[0]:rows[-1] + 1] = render(style, SEED + kind * people + first)
+            table[rows[0] : rows[-1] + 1] = render(style, SEED + kind * people + first)
         table.flush()
         (folder / f"{name}.part").rename(folder / f"{name}.npy")
 

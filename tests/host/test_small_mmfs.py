@@ -1,4 +1,4 @@
-"""The microworld's MMFS from the first portrait to its tables, on networks too small and trained too briefly to be good."""
+"""The microworld's MMFS from the first portrait to its tables, on networks too small and briefly trained to be good."""
 
 import json
 
@@ -31,7 +31,17 @@ def folder(tmp_path_factory):
 
 
 def make(path):
-    words = [str(path / "all"), "--config", str(path / "config.json"), "--people", "64", "--share", "0", "--device", "cpu"]
+    words = [
+        str(path / "all"),
+        "--config",
+        str(path / "config.json"),
+        "--people",
+        "64",
+        "--share",
+        "0",
+        "--device",
+        "cpu",
+    ]
     return small_mmfs.main(words)
 
 
@@ -53,14 +63,19 @@ def test_every_phase_begins_with_the_one_before_and_is_not_made_twice(folder):
 
 
 def test_the_guides_are_read_like_the_real_ones(folder):
-    clip, keys = Clip(folder / "all" / "guides" / "clip", "cpu"), dino.load(folder / "all" / "guides" / "dino.safetensors")
+    clip, keys = (
+        Clip(folder / "all" / "guides" / "clip", "cpu"),
+        dino.load(folder / "all" / "guides" / "dino.safetensors"),
+    )
     pictures = torch.rand(2, 3, 64, 64)
     seen, patches = clip.see(pictures)
     assert seen.shape == (2, small_guides.WIDTH) and patches.shape == (2, 64, small_guides.WIDTH)
     assert keys(pictures).shape == (2, 65, small_guides.WIDTH)
     # A word of its own is a token of its own; another is spelled.
     assert len(token_ids(clip.tokenize, "a neon portrait, curly hair")) == 2 + 6
-    assert len(token_ids(clip.tokenize, "zxq")) == 2 + 3 and token_ids(clip.tokenize, "zxq") != token_ids(clip.tokenize, "zxw")
+    assert len(token_ids(clip.tokenize, "zxq")) == 2 + 3 and token_ids(clip.tokenize, "zxq") != token_ids(
+        clip.tokenize, "zxw"
+    )
     assert not torch.equal(clip.text("neon"), clip.text("sepia"))
 
 
@@ -115,7 +130,9 @@ def test_captions(folder):
     world = small_guides.World(folder / "all" / "guides")
     captions = small_guides.Captions(world)
     who, which, pictures = world.draw(24)
-    assert pictures.shape == (24, 1, 3, 64, 64) and 0 <= pictures.min() and pictures.max() <= 1 and who.max() < world.known
+    assert (
+        pictures.shape == (24, 1, 3, 64, 64) and 0 <= pictures.min() and pictures.max() <= 1 and who.max() < world.known
+    )
     true, taught, asked = captions.true(who, which[:, 0]), set(), set()
     for row, (person, k) in enumerate(zip(who.tolist(), which[:, 0].tolist())):
         style = int(captions.styles[person, k])
@@ -132,7 +149,9 @@ def test_captions(folder):
 
 
 def test_processes_that_work_together_are_not_doubled(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.subprocess, "Popen", lambda *arguments, **more: pytest.fail("another process was started"))
+    monkeypatch.setattr(
+        stage.subprocess, "Popen", lambda *arguments, **more: pytest.fail("another process was started")
+    )
     group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
     try:
         stage.share_work(tmp_path, 2)
