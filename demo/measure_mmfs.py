@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..evaluation.clip_model import Clip
 from ..host import mmfs, mmfs_few_shot
-from ..host.clip_similarity import Similarity
-from ..stylegan import checkpoints, dino
 from ..training.mmfs import few_shot
 from . import checkpoint, judges
+from .mmfs import guidance, network
 from .portraits import draw, sample_identities
 from .styles import NAMES, TRAINED, VARIANTS, paint
 
@@ -59,16 +57,10 @@ class Studio:
 
     def __init__(self, folder: Path):
         self.folder, self.world = folder, checkpoint.load()
-        with torch.inference_mode(False):
-            clip = Clip(folder / "guides" / "clip", "cpu")
-            clip.model.requires_grad_(False)
-            self.guidance = Similarity(clip, dino.load(folder / "guides" / "dino.safetensors"))
+        self.guidance = guidance(folder / "guides")
 
     def model(self, phase: str) -> mmfs.Network:
-        path = next((self.folder / phase).glob(f"{phase}-*.safetensors"))
-        found = checkpoints.read(path)
-        with torch.inference_mode(False):
-            return mmfs.wrap(checkpoints.network(found), path.stem, found.phase, found.metadata)
+        return network(next((self.folder / phase).glob(f"{phase}-*.safetensors")))
 
     def stylize(self, model: mmfs.Network, photos: torch.Tensor, style: mmfs.Style) -> torch.Tensor:
         """Photos [B, 3, 64, 64] in one style, or one each."""
