@@ -83,12 +83,11 @@ def mean(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def guided_table(
-    studio: Studio, styles, words: bool, count: int, steps: int, results: dict, rows: list[torch.Tensor]
+    studio: Studio, learnt: torch.Tensor, styles, words: bool, count: int, steps: int, results: dict, rows: list
 ) -> str:
-    """Figures 7 and 8: the mapper alone, fine-tuned, and for a picture with and without the projection loss."""
+    """Figures 7 and 8: the mapper alone, fine-tuned on photos `learnt`, with a picture also without projection loss."""
     model, who = studio.model("3"), people(count)
     photos = render(who, torch.zeros(count, dtype=torch.long))
-    learnt = render(people(32, SEED + 20), torch.zeros(32, dtype=torch.long))
     ways = (
         {"mapper alone": None, "fine-tuned": {}}
         if words
@@ -113,8 +112,9 @@ def guided_table(
     which = "styles of the art" if set(styles) <= set(ART) else "styles that the art does not have"
     cells = []
     for way, told in runs.items():
-        results[f"{kind}, {which}: {way}"] = means = mean(told)
-        cells.append([way, *("" if means[key] != means[key] else means[key] for key in GUIDED)])
+        means = {key: value for key, value in mean(told).items() if value == value}  # words have no distances
+        results[f"{kind}, {which}: {way}"] = means
+        cells.append([way, *(means.get(key, "") for key in GUIDED)])
     return table(f"{kind}: {which} ({', '.join(styles)})", ["", *GUIDED], cells)
 
 
@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where demo/making/small_mmfs.py trained")
     parser.add_argument("--people", type=int, default=384, help="of the table of random styles (default 384)")
     parser.add_argument("--guided", type=int, default=24, help="people of the other tables (default 24)")
+    parser.add_argument("--learnt", type=int, default=32, help="photos to fine-tune on (default 32)")
     parser.add_argument("--styles", type=int, default=len(ART), help="of the art, to guide to (default: all)")
     parser.add_argument("--steps", type=int, default=DEFAULTS["steps"], help="of fine-tuning")
     parser.add_argument("--write", type=Path, help="the tables as Markdown; beside them the means as JSON and a sheet")
@@ -135,8 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.inference_mode():
         studio = Studio(args.folder)
         texts.append(random_table(studio, args.people, results, rows))
+        learnt = render(people(args.learnt, SEED + 20), torch.zeros(args.learnt, dtype=torch.long))
         for styles, words in ((ART[: args.styles], False), (HELD_OUT, False), (ART[: args.styles], True)):
-            texts.append(guided_table(studio, styles, words, args.guided, args.steps, results, rows))
+            texts.append(guided_table(studio, learnt, styles, words, args.guided, args.steps, results, rows))
     print("\n".join(texts))
     if args.write:
         args.write.write_text(f"{INTRO}\n" + "\n".join(texts), encoding="utf-8")

@@ -80,7 +80,7 @@ def test_the_guides_are_read_like_the_real_ones(folder):
 
 
 def test_the_tables(folder, tmp_path, capsys):
-    words = "--people 16 --guided 4 --styles 1 --steps 1".split()
+    words = "--people 16 --guided 4 --learnt 16 --styles 1 --steps 1".split()
     microworld_mmfs.main(["--folder", str(folder / "all"), "--write", str(tmp_path / "mmfs.md"), *words])
     told = json.loads((tmp_path / "mmfs.json").read_text())
     same, truth = told["the photos themselves"], told["the same people rendered in styles of the art (truth)"]
@@ -89,6 +89,7 @@ def test_the_tables(folder, tmp_path, capsys):
     ways = ["mapper alone", "fine-tuned without projection", "fine-tuned"]
     assert [f"One picture, styles that the art does not have: {way}" in told for way in ways] == [True] * 3
     assert (tmp_path / "mmfs.png").stat().st_size > 10_000
+    assert not {"style", "other"} & set(told["Words, styles of the art: fine-tuned"])
     text = (tmp_path / "mmfs.md").read_text()
     assert capsys.readouterr().out.strip() in text and "nan" not in text and "10.390" in text
     microworld_mmfs.main([])
