@@ -207,7 +207,7 @@ def memory(tiny: bool, size: int, micro_batch: int) -> dict[str, int]:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                picture = network.decode(features, torch.zeros(stylizer.STYLES, 1, network.style), noise)
+                picture = network.decode(features, torch.zeros(network.styles, 1, network.style), noise)
             found[name] = sum(bytes_ for number, (bytes_, _) in kept.items() if number not in own)
             del picture
     return found

@@ -21,7 +21,10 @@ PATCHES_AFTER = 4   # vision layers; what MMFS's projection loss compares
 
 
 class Clip:
-    """A CLIPModel from a folder (config.json, model.safetensors). Raises EvaluationError."""
+    """A CLIPModel from a folder (config.json, model.safetensors). Raises EvaluationError.
+
+    Its words are those of vocab.json and merges.txt in the folder, else those that ComfyUI has.
+    """
 
     def __init__(self, folder: Path, device, vocabulary: Path | None = None):
         from transformers import CLIPModel
@@ -34,7 +37,8 @@ class Clip:
         self.model = self.model.float().to(device).eval()
         self.device, self.side = device, self.model.config.vision_config.image_size
         self.width = self.model.config.projection_dim
-        self.tokenize = tokenizer(vocabulary)
+        own = (Path(folder) / "vocab.json").is_file() and (Path(folder) / "merges.txt").is_file()
+        self.tokenize = tokenizer(Path(folder) if own else vocabulary)
         self.text = lru_cache(maxsize=256)(self.text)
 
     def image(self, picture: Image.Image) -> torch.Tensor:

@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 
 from ..stylegan import checkpoints
 from ..stylegan.generator import truncated
-from ..stylegan.stylizer import STRIDE, STYLES
 from .log import log
 
 FOLDER, GENERATORS = "mmfs", "stylegan"
@@ -57,7 +56,7 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """MMFS_STYLE: vectors w [10, 1 or pictures, width], float32 on the CPU, and what gave them."""
+    """MMFS_STYLE: vectors w [styles, 1 or pictures, width], float32 on the CPU, and what gave them."""
 
     vectors: torch.Tensor
     told: str
@@ -108,17 +107,18 @@ def normal(width: int, seed: int) -> torch.Tensor:
 
 
 def seed_style(model: Network, seed: int, mix_seed: int, mix_at: int) -> Style:
-    """The style of a random z; layers from `mix_at` on have that of `mix_seed`, with 10 none has."""
+    """The style of a random z; layers from `mix_at` on have that of `mix_seed`; past the last none has."""
     network, device = model.loaded()
 
     def style(number):
         return network.style_from_seed(normal(network.style, number).to(device, model.dtype))
 
     vectors = style(seed)
-    if mix_at < STYLES:
+    mixes = mix_at < network.styles
+    if mixes:
         vectors = network.mixed(vectors, style(mix_seed), mix_at)
     return Style(
-        vectors.float().cpu().clone(), f"seed {seed}" + (f", mixed with {mix_seed}" if mix_at < STYLES else "")
+        vectors.float().cpu().clone(), f"seed {seed}" + (f", mixed with {mix_seed}" if mixes else "")
     )
 
 
@@ -198,8 +198,9 @@ def sound(pictures: torch.Tensor, node: str) -> list[int]:
 def fitted(model: Network, pictures: torch.Tensor, node: str) -> torch.Tensor:
     """RGB pictures [B, h, w, 3] in [0, 1] -> [B, 3, H, W] in [-1, 1], of a size that the network takes."""
     side, (height, width) = int(model.metadata.get("size", SIDE)), pictures.shape[1:3]
+    stride = model.module.stride
     x = pictures.clamp(0, 1).movedim(-1, 1)
-    if height % STRIDE or width % STRIDE:
+    if height % stride or width % stride:
         log.warning(
             "%s: pictures of %d x %d become %d x %d, as both sides must be multiples of %d. Align Face cuts a face "
             "out at that size.",
@@ -208,7 +209,7 @@ def fitted(model: Network, pictures: torch.Tensor, node: str) -> torch.Tensor:
             height,
             side,
             side,
-            STRIDE,
+            stride,
         )
         method = "area" if min(height, width) > side else "bicubic"
         x = comfy.utils.common_upscale(x, side, side, method, "disabled").clamp(0, 1)
@@ -274,9 +275,9 @@ def stylize(
 
 
 def blended(model: Network, style: Style, other: Style | None, blend: float, node: str) -> torch.Tensor:
-    """w of the first style, moved by `blend` towards the second, [10, B, width]."""
+    """w of the first style, moved by `blend` towards the second, [styles, B, width]."""
     for each in (style, other):
-        if each is not None and each.vectors.shape[::2] != (STYLES, model.module.style):
+        if each is not None and each.vectors.shape[::2] != (model.module.styles, model.module.style):
             raise ValueError(
                 f"{node}: a style of {list(each.vectors.shape)} ({each.told}) was made with another model than "
                 f"'{model.name}', whose styles are {model.module.style} wide. Make it with this model."

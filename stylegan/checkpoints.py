@@ -148,7 +148,8 @@ def skeleton(kind: str, state: dict[str, torch.Tensor]) -> nn.Module:
 
     with torch.device("meta"):
         if kind == "stylizer":
-            channels = tuple(state[f"decoder{level}b.conv.weight"].shape[1] for level in (4, 3, 2, 1))
+            levels = max(int(key[len("to_rgb")]) for key in state if key.startswith("to_rgb"))
+            channels = tuple(state[f"decoder{level}b.conv.weight"].shape[1] for level in range(levels, 0, -1))
             mapper = any(key.startswith("clip_mapper.") for key in state)
             return Stylizer(
                 channels,
@@ -197,24 +198,26 @@ def filled(kind: str, state: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.
     return made.requires_grad_(False).eval()
 
 
-def warm_start(generator: Checkpoint, cold: bool = False) -> Stylizer:
-    """A stylizer for training's phase 1: StyleGAN2's mapping and its layers from S/8 on; the encoder is random.
+def warm_start(generator: Checkpoint, cold: bool = False, levels: int = 4) -> Stylizer:
+    """A stylizer for training's phase 1: StyleGAN2's mapping and the layers of its last `levels` sizes, with an encoder
+    to features of half the least of them, which is random.
 
-    decoder0 and to_rgb0 begin with StyleGAN2's layers at S/16; `cold`: at random, as in the published code. Raises
+    decoder0 and to_rgb0 begin with StyleGAN2's layers of that size; `cold`: at random, as in the published code. Raises
     ValueError for a generator without these layers.
     """
     if generator.kind != "generator":
         raise ValueError(f"training's first phase begins with a StyleGAN2 generator, not with a {generator.kind}")
     state, plan = generator.state, skeleton("generator", generator.state)
-    start = len(plan.channels) - 4  # of the layers at S/8
+    start = len(plan.channels) - levels  # of the layers of twice the features' size
     if start < 1 or plan.channels[start - 1] != plan.channels[start]:
         raise ValueError(
-            f"a StyleGAN2 generator of {plan.size} pixels with channels {list(plan.channels)} does not fit: it needs "
-            "64 pixels at least, and as many channels at a sixteenth of its size as at an eighth"
+            f"a StyleGAN2 generator of {plan.size} pixels with channels {list(plan.channels)} does not fit {levels} "
+            f"levels: it needs {4 * 2**levels} pixels at least, and as many channels at 1/{2**levels} of its size as "
+            f"at 1/{2**levels // 2}"
         )
     made = Stylizer(plan.channels[start:][::-1], plan.width, mapping_layers=len(plan.style) - 1)
     parts = {"style": "mapping_z"}
-    for level in range(1 if cold else 0, 5):
+    for level in range(1 if cold else 0, levels + 1):
         at = start + level - 1  # place of this size in the channels; the first size has names of its own
         parts[f"convs.{2 * at - 1}" if at else "conv1"] = f"decoder{level}b" if level else "decoder0"
         parts[f"to_rgbs.{at - 1}" if at else "to_rgb1"] = f"to_rgb{level}"

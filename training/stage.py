@@ -24,7 +24,7 @@ def share_work(folder: Path, processes: int) -> None:
 
     On CPUs two processes of one thread are nearly twice as fast as one; two threads of one process are not.
     """
-    if processes == 1:
+    if processes == 1 or group.is_initialized():      # the latter: a part of what works together already
         return
     meeting, rank = folder / "processes", int(os.environ.get("PORTRAIT_ATELIER_RANK", 0))
     if rank == 0:

@@ -12,7 +12,7 @@ COMFY = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths"
 # folder -> the folders of the pack it may import, and the host modules it may import
 RULES = {
     "attention": (set(), set()),
-    "demo": ({"host", "attention", "guidance", "identity", "stylegan", "training"}, COMFY - {"comfy_api"}),
+    "demo": ({"host", "attention", "evaluation", "guidance", "identity", "stylegan", "training"}, COMFY - {"comfy_api"}),
     "evaluation": ({"identity", "stylegan"}, set()),
     "guidance": (set(), set()),
     "headless": (set(), set()),

@@ -259,8 +259,16 @@ def test_the_smallest_generator_and_those_that_do_not_fit(tmp_path):
         made.to_rgb0.bias, found.state["to_rgb1.bias"]
     )
     for channels in ((6, 5, 4, 3), (7, 6, 5, 4, 3)):
-        with pytest.raises(ValueError, match="does not fit"):
+        with pytest.raises(ValueError, match="does not fit 4 levels"):
             checkpoints.warm_start(read_generator(tmp_path, channels=channels))
+    found = read_generator(tmp_path, channels=(7, 6, 5, 5, 3))  # features of 16 x 16 for 64 pixels
+    made = checkpoints.warm_start(found, levels=2)
+    assert made.channels == (3, 5) and made.styles == 6
+    for mine, theirs in (("decoder0", "convs.3"), ("to_rgb0", "to_rgbs.1"), ("decoder2b", "convs.7")):
+        key = "conv.weight"
+        assert torch.equal(made.state_dict()[f"{mine}.{key}"], found.state[f"{theirs}.{key}"])
+    checkpoints.save(tmp_path / "small.safetensors", made.state_dict())
+    assert checkpoints.network(checkpoints.read(tmp_path / "small.safetensors")).channels == made.channels
     torch.save(stylizer().state_dict(), tmp_path / "mmfs.pt")
     with pytest.raises(ValueError, match="not with a stylizer"):
         checkpoints.warm_start(checkpoints.read(tmp_path / "mmfs.pt"))

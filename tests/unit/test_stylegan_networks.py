@@ -64,6 +64,7 @@ def up2(x):
 class Literal:
     def __init__(self, network):
         self.state = {name: value.double() for name, value in network.state_dict().items()}
+        self.levels = sum(name.endswith("b.conv.weight") and name.startswith("decoder") for name in self.state)
 
     def __getitem__(self, name):
         return self.state[name]
@@ -115,15 +116,15 @@ class Literal:
 
     def encode(self, x):
         x = self.conv_layer(x, "encoder.0")
-        for number in range(1, 5):
+        for number in range(1, self.levels + 1):
             x = self.res_block(x, f"encoder.{number}")
-        return self.conv_layer(x, "encoder.5")
+        return self.conv_layer(x, f"encoder.{self.levels + 1}")
 
     def decode(self, x, w, noise):
-        """One picture: w [10, style], nine maps of noise [1, h, w]."""
+        """One picture: w [styles, style], a map of noise [1, h, w] for each convolution."""
         x = self.styled(x, "decoder0", w[0], noise[0])
         picture = self.rgb(x, "to_rgb0", w[1])
-        for i in range(1, 5):
+        for i in range(1, self.levels + 1):
             x = self.styled(x, f"decoder{i}a", w[2 * i - 1], noise[2 * i - 1], up=True)
             x = self.styled(x, f"decoder{i}b", w[2 * i], noise[2 * i])
             picture = self.rgb(x, f"to_rgb{i}", w[2 * i + 1], picture)
@@ -208,7 +209,8 @@ def normal(*shape, seed=1):
 
 def inputs(stylizer, batch=2):
     pictures = torch.tanh(normal(batch, 3, *SIZE))
-    return pictures, normal(10, batch, WIDTH, seed=2), [noise.double() for noise in stylizer.noise_maps(batch, SIZE, 3)]
+    styles = normal(stylizer.styles, batch, WIDTH, seed=2)
+    return pictures, styles, [noise.double() for noise in stylizer.noise_maps(batch, SIZE, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +336,23 @@ def test_the_stylizer_is_the_literal_one(stylizer, shared):
     assert 0.02 < (expected != bounded).double().mean() < 0.98  # some values are cut off, not all
     assert apart(stylizer.decode_unbounded(features, styles, noise), expected) < 1e-10
     assert apart(stylizer(pictures, styles, noise), bounded) < 1e-10
+
+
+@pytest.mark.parametrize("channels", [(4, 6), (3, 4, 6)])
+def test_small_pictures_need_fewer_levels(channels):
+    small, stride = randomised(Stylizer(channels, WIDTH, True, DEPTH)), 2 ** len(channels)
+    literal, (pictures, styles, noise) = Literal(small), inputs(small)
+    features = small.encode(pictures)
+    assert features.shape == (2, 6, SIZE[0] // stride, SIZE[1] // stride)
+    assert len(styles) == small.styles == 2 * len(channels) + 2 and len(noise) == small.styles - 1
+    expected = torch.stack(
+        [literal.decode(literal.encode(pictures[b]), styles[:, b], [maps[b] for maps in noise]) for b in range(2)]
+    )
+    assert apart(small.decode_unbounded(features, styles, noise), expected) < 1e-10
+    z = normal(2, WIDTH)
+    assert small.style_from_seed(z).shape == small.style_from_clip(z / z.norm(dim=1, keepdim=True)).shape == styles.shape
+    with pytest.raises(ValueError, match=f"multiples of {stride}"):
+        small.encode(pictures[..., 1:])
 
 
 def test_both_mappings_are_the_literal_ones(stylizer):

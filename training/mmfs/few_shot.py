@@ -121,7 +121,7 @@ class FewShot:
         return [order[k % len(order)] for k in range(self.settings.batch)]
 
     def styles(self) -> torch.Tensor:
-        """w [10, 1, width]; with jitter [10, batch, width], under the mapper's dropout as in the published code."""
+        """w [styles, 1, width]; with jitter [styles, batch, width], under the mapper's dropout as published."""
         if not self.settings.style_jitter:
             return self.style
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -138,7 +138,8 @@ class FewShot:
         whole, told = self.settings.batch, {}
         features, structures, views = (torch.cat(part) for part in zip(*map(self.photo, self.rows())))
         style = self.styles()
-        noise = self.network.noise_maps(whole, [side * 16 for side in features.shape[2:]], self.generator, self.device)
+        size = [side * self.network.stride for side in features.shape[2:]]
+        noise = self.network.noise_maps(whole, size, self.generator, self.device)
         anchor = views.mean(0) if self.target.anchor is None else self.target.anchor
         for start in range(0, whole, self.settings.micro_batch):
             rows = slice(start, start + self.settings.micro_batch)

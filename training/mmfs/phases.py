@@ -15,7 +15,7 @@ import torch
 from ...stylegan import losses
 from ...stylegan.discriminator import TAPS, Discriminator
 from ...stylegan.generator import Generator
-from ...stylegan.stylizer import STYLES, Stylizer
+from ...stylegan.stylizer import Stylizer
 from ..stage import half, processes, share_gradients
 from .data import Pictures
 from .few_shot import FewShot, follow
@@ -121,12 +121,12 @@ class Encoder:
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """(pictures, style, noise) of random z: the stylizer's nine noise maps are the generator's last."""
+        """(pictures, style, noise) of random z: the stylizer's noise maps are the generator's last."""
         z = torch.randn(count, self.generator.width, generator=generator).to(self.device)
         noise = self.generator.noise_maps(count, generator, self.device)
         with half(self.device):
             drawn = self.generator(self.generator.styles(self.generator.map(z)), noise).float().clamp(-1, 1)
-        return drawn, self.network.style_from_seed(z), noise[-(STYLES - 1) :]
+        return drawn, self.network.style_from_seed(z), noise[1 - self.network.styles :]
 
     def step(self, number: int) -> dict[str, torch.Tensor]:
         count = share(self.settings)
@@ -291,10 +291,10 @@ def trained(network: torch.nn.Module, starts: tuple[str, ...]) -> None:
 
 
 def random_style(network: Stylizer, count: int, size: int, mixing: float, device) -> tuple:
-    """(style [10, count, width], noise) of random z, with this probability mixed with others after some layer."""
+    """(style [styles, count, width], noise) of random z, with this probability mixed with others after some layer."""
     a, b = (network.style_from_seed(z) for z in torch.randn(2, count, network.style).to(device))
     if torch.rand(()) < mixing:
-        a = network.mixed(a, b, int(torch.randint(1, STYLES, ())))
+        a = network.mixed(a, b, int(torch.randint(1, network.styles, ())))
     return a, network.noise_maps(count, (size, size), torch.default_generator, device)
 
 

@@ -51,6 +51,7 @@ NUMBERS = {
     "r1": float,
     "structure": float,
     "sheet_every": int,
+    "levels": int,
 }
 TOLD_EVERY = 20  # steps of a line in metrics.jsonl
 SIDE = 512
@@ -195,7 +196,7 @@ def make(args, settings: dict):
         return StyleGAN2(settings, Pictures(args.art, size), device), {"recipe": metadata["recipe"]}
     if args.phase == "1":
         found = checkpoints.read(args.stylegan2)
-        network = checkpoints.warm_start(found, settings["cold"])
+        network = checkpoints.warm_start(found, settings["cold"], settings["levels"])
         judge = checkpoints.discriminator(found)
         metadata["parent"] = checkpoints.fingerprint(args.stylegan2)
         return Encoder(settings, checkpoints.network(found), network, judge, device), metadata
