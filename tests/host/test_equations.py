@@ -141,8 +141,8 @@ def own_keys_kept(patch):
 
 def banks_exchanged(patch, of=(1, 0)):
     group = host.Control.group
-    patch.setattr(host.Control, "group", lambda self, bank, *a, **k: group(
-        self, replace(bank, features={text: bank.features[other] for text, other in enumerate(of)}), *a, **k))
+    patch.setattr(host.Control, "group", lambda self, name, bank, *a, **k: group(
+        self, name, replace(bank, features={text: bank.features[other] for text, other in enumerate(of)}), *a, **k))
 
 
 def one_bank_for_both(patch):
