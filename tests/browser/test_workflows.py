@@ -3,8 +3,11 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageStat
+from portrait_atelier.demo.faces import load_recognisers
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -77,14 +80,21 @@ def test_the_template_browser_shows_and_opens_workflows(page):
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     try:
         page.get_by_role("dialog").get_by_text("portrait-atelier", exact=True).first.click()
-        page.wait_for_function("count => document.querySelectorAll('[data-testid^=template-workflow-]').length === count", arg=len(FILES))
+        page.wait_for_function("""count => {
+            const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')];
+            cards.at(-1)?.scrollIntoView();  // the rest is listed when the end is seen
+            return cards.length === count;
+        }""", arg=len(FILES))
         cards = page.evaluate("[...document.querySelectorAll('[data-testid^=template-workflow-]')].map(card => card.dataset.testid)")
         assert cards == [f"template-workflow-{name}" for name in sorted(FILES)] and sorted(FILES)[:len(DEMOS)] == DEMOS
         for name in DEMOS:  # the server's tests ask for all others
             with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
                 width = thumbnail.width  # without a thumbnail the card shows a picture of the editor's own, of another size
-            page.wait_for_function("""([name, width]) => document.querySelector(
-                `[data-testid="template-workflow-${name}"] img`)?.naturalWidth === width""", arg=[name, width])
+            page.wait_for_function("""([name, width]) => {
+                const card = document.querySelector(`[data-testid="template-workflow-${name}"]`);
+                card.scrollIntoView();
+                return card.querySelector('img')?.naturalWidth === width;
+            }""", arg=[name, width])
         page.get_by_test_id(cards[0]).click()
         wait_for_nodes(page, DEMOS[0])
     finally:
@@ -199,7 +209,7 @@ def test_the_demo_draws_its_picture(page, drawn):
 def test_the_demo_draws_a_person(page, drawn):
     result = drawn("fastface_demo")
     face = Image.open(ROOT / "demo" / "pictures" / "content.png").convert("RGB")
-    assert likeness(result, face) > 0.25 and distance(result, face) > 10
+    assert same_person(result, face) > 0.2 and distance(result, face) > 10
     # What was found is shown too: another picture, of the size of a recogniser's input.
     found = page.wait_for_function(SHOWN, arg=["Found face", page.nodes2]).json_value()
     assert Image.open(io.BytesIO(page.request.get(found).body())).size == (224, 224)
@@ -328,6 +338,16 @@ def likeness(one, other):
     a, b = ([value - sum(values) / 256 for value in values] for values in (a, b))
     dot = lambda x, y: sum(p * q for p, q in zip(x, y))
     return dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5
+
+
+def same_person(one, other):
+    """Cosine of the traits that the demo's judge reads in two portraits; 0 for strangers on average."""
+    embeddings = load_recognisers().judge.embed(torch.stack([to_tensor(picture) for picture in (one, other)]))
+    return float(embeddings[0] @ embeddings[1])
+
+
+def to_tensor(picture):
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
 
 
 def distance(one, other):
