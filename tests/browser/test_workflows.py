@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
+
 from portrait_atelier.demo.faces import load_recognisers
 
 ROOT = Path(__file__).resolve().parents[2]
